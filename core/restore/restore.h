@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <sys/types.h>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/base/steps.h"
+#include "core/restore/program/plan.h"
+
+namespace checkpointd {
+
+// Code that must run inside a task before its memory is replaced (plugins). It runs in the forked C++
+// image of the task, single-threaded, after fork() of a threaded process: no allocation, no locks.
+struct StageHook {
+    pid_t pid = 0;              // the task it runs in
+    std::string name;           // for errors and `crctl explain`
+    int (*run)(void* context);  // 0, or an errno value, which ends the restore
+    void* context = nullptr;    // valid in the forked task, because its memory is a copy of ours
+};
+
+// What to restore and where. An immutable value; borrowed descriptors stay the caller's.
+struct RestoreRequest {
+    explicit RestoreRequest(Steps& watcher) : steps(watcher) {}
+
+    int image_dir_fd = -1;
+
+    // A pidfd of the process whose mount, uts, ipc, net and cgroup namespaces are joined where they
+    // differ from ours. None: everything is restored in our own namespaces.
+    std::optional<int> namespaces_of_pidfd;
+
+    // cgroup2 directory in which the tasks are born (CLONE_INTO_CGROUP), or -1 for our own.
+    int cgroup_fd = -1;
+
+    // Descriptor keys ("socket:[1234]", "file[mnt:ino]") to our descriptor that takes its place.
+    std::map<std::string, int> externals;
+
+    enum class Parent {
+        kSibling,  // roots become children of our parent (PID 1 for a worker), by CLONE_PARENT
+        kChild,    // roots become children of the calling thread
+    };
+    Parent parent = Parent::kChild;
+
+    // Make a time namespace in which CLOCK_MONOTONIC and CLOCK_BOOTTIME go on from the image's.
+    bool time_namespace = true;
+
+    // Tasks whose session or group leader is not in the image join ours instead of getting a
+    // temporary leader (a job that was started from a shell).
+    bool shell_job = false;
+
+    std::vector<StageHook> hooks;
+
+    Steps& steps;
+};
+
+struct RestoreStats {
+    uint64_t tasks = 0;
+    uint64_t threads = 0;        // including main threads
+    uint64_t operations = 0;     // in all programs
+    uint64_t bytes_read = 0;     // memory contents, from pages images
+    uint64_t read_us = 0;        // reading images and planning
+    uint64_t build_us = 0;       // from the first fork until the last task stands at its last barrier
+};
+
+// One thread as it will be set when the programs have run: what cannot be done from inside.
+struct PlannedThread {
+    pid_t tid = 0;
+    std::vector<std::byte> registers;  // user_regs_struct
+    std::vector<std::byte> xstate;     // an XSAVE area in standard format
+    uint64_t signal_mask = 0;
+};
+
+struct PlannedTask {
+    pid_t pid = 0;
+    std::string name;
+    bool zombie = false;
+    bool stopped = false;  // job control: stopped again at commit
+    int exit_status = 0;   // of a zombie, as wait(2) reports it
+    uint32_t stage_program = 0;
+    std::vector<PlannedThread> threads;  // main thread first; empty for a zombie
+    std::vector<int> late_signals;       // pending signals that only we can send (SIGSTOP, SIGTRAP)
+    std::optional<ArenaRef> trap_action;  // kernel sigaction of SIGTRAP where it is not the default
+};
+
+// Everything that a restore will do. Data only; made by plan_restore(), printed by print_plan(), run
+// by build_forest().
+struct RestorePlan {
+    Plan programs;
+    uint32_t agent_program = 0;
+    std::vector<PlannedTask> tasks;
+    std::vector<pid_t> roots;     // tasks whose parent is not restored; the main process is the first
+    std::vector<pid_t> helpers;   // temporary session and group leaders
+    uint64_t region_base = 0;     // where programs, arena and blob will lie in every task
+    uint64_t region_size = 0;
+    uint32_t descriptor_floor = 0;  // first descriptor number that no task uses
+    uint64_t memory_bytes = 0;
+};
+
+// Restored and held: every thread stands in ptrace-stop, traced by the thread that called
+// build_forest(), which is the only one that may use or destroy this object. If we die, they die.
+class BuiltForest {
+  public:
+    class Held;  // defined in core/restore/executor
+    explicit BuiltForest(std::unique_ptr<Held> held);
+    BuiltForest(BuiltForest&&) noexcept;
+    BuiltForest& operator=(BuiltForest&&) noexcept;
+    // Kills and reaps everything that was not committed.
+    ~BuiltForest();
+
+    // Every restored task, zombies included.
+    const std::vector<pid_t>& pids() const;
+    pid_t main_pid() const;
+    // Lets them go: they run and live on without us. Called once.
+    Result<void> commit();
+
+  private:
+    std::unique_ptr<Held> held_;
+};
+
+// Reads the images and computes what would be done. Changes nothing. Everything that cannot be restored
+// is answered at once as the causes of one error (kUnsupported, kBadImage).
+Result<std::unique_ptr<RestorePlan>> plan_restore(const RestoreRequest& request);
+
+// The plan as text, one operation per line.
+std::string print_plan(const RestorePlan& plan);
+
+// Plans and builds. On failure nothing is left: no process, no file, no namespace. Taken PIDs are
+// answered with kConflict before anything starts.
+Result<BuiltForest> build_forest(const RestoreRequest& request, RestoreStats& stats);
+
+// Runs a plan made by plan_restore() for the same request.
+Result<BuiltForest> execute_plan(const RestoreRequest& request, const RestorePlan& plan,
+                                 RestoreStats& stats);
+
+}  // namespace checkpointd
