@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/policy/duration.h"
+#include "core/base/error.h"
+
+namespace checkpointd {
+
+// The stretches of a job that have a deadline of their own.
+enum class Phase { kPrepare, kFreeze, kCollect, kMemory, kCommit, kStop, kStart, kRebuild, kTotal };
+inline constexpr size_t kPhaseCount = 9;
+std::string_view to_string(Phase phase);
+const std::vector<Phase>& all_phases();
+
+// What holds for one unit, after all files and sections were laid over each other.
+struct UnitPolicy {
+    std::map<Phase, Microseconds> timeouts;  // every phase has one
+    unsigned keep = 1;                       // images of the unit that are kept; 0: all
+    bool sync = true;                        // to disk before the unit is stopped
+    std::map<std::string, bool> plugins;     // those that are named
+
+    Microseconds timeout(Phase phase) const { return timeouts.at(phase); }
+    bool operator==(const UnitPolicy&) const = default;
+};
+
+// What a section of a file says; what it does not say is left to the sections under it.
+struct PolicySection {
+    std::map<Phase, Microseconds> timeouts;
+    std::optional<unsigned> keep;
+    std::optional<bool> sync;
+    std::map<std::string, bool> plugins;
+};
+
+struct PatternSection {
+    std::string pattern;  // fnmatch(3) over the unit's name
+    PolicySection section;
+};
+
+// The whole policy. Immutable once loaded.
+struct Policy {
+    PolicySection defaults;
+    std::vector<PatternSection> units;  // in order of rising precedence
+    Microseconds idle_timeout = std::chrono::seconds(60);
+    std::vector<std::string> files;     // those that were read
+
+    // The policy for `unit`: built-in values, defaults, then every pattern that matches, in order.
+    UnitPolicy for_unit(const std::string& unit) const;
+};
+
+// Lays one YAML text over `policy`. `file` is what errors call it: FILE:LINE:COLUMN, from 1. Unknown
+// keys, wrong types and bad values are errors that list what is allowed; all of a file at once.
+Result<void> merge_policy(Policy& policy, const std::string& text, const std::string& file);
+
+// Reads VENDOR/policy.yaml, then ADMIN/policy.yaml, then VENDOR/policy.d and ADMIN/policy.d/*.yaml by
+// name (a file in ADMIN hides its namesake in VENDOR). Missing files are fine.
+Result<Policy> load_policy(const std::string& vendor_dir, const std::string& admin_dir);
+
+// As YAML that merge_policy() reads.
+std::string print_policy(const UnitPolicy& policy);
+
+}  // namespace checkpointd
