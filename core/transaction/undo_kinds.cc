@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "core/transaction/undo_kinds.h"
+
+#include <cerrno>
+#include <charconv>
+#include <csignal>
+#include <dirent.h>
+#include <fcntl.h>
+#include <memory>
+#include <poll.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "core/base/io.h"
+
+namespace checkpointd {
+namespace {
+
+constexpr const char* kKillProcess = "core.kill-process";
+constexpr const char* kRemoveTree = "core.remove-tree";
+constexpr const char* kThawCgroup = "core.thaw-cgroup";
+constexpr int kDeathWaitMs = 5000;
+
+Error bad_arguments(const char* kind) {
+    return Error{ErrorKind::kInternal, kind, "wrong arguments in the journal", {}, 0, {}};
+}
+
+Result<void> kill_process(const UndoArgs& args) {
+    pid_t pid = 0;
+    if (args.size() != 2 ||
+        std::from_chars(args[0].data(), args[0].data() + args[0].size(), pid).ec != std::errc() ||
+        pid <= 1)
+        return tl::unexpected(bad_arguments(kKillProcess));
+    // The pidfd first: it keeps naming the same process while the start time is compared.
+    ScopedFd handle(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+    auto start = process_start_time(pid);
+    if (!handle || !start || std::to_string(*start) != args[1])
+        return {};
+    if (syscall(SYS_pidfd_send_signal, handle.get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
+        return fail_errno(fmt::format("pid {}", pid), "cannot kill");
+    pollfd dead = {handle.get(), POLLIN, 0};
+    if (poll(&dead, 1, kDeathWaitMs) == 0)
+        return fail(ErrorKind::kTimeout, fmt::format("pid {}", pid), "does not die from SIGKILL");
+    return {};
+}
+
+Result<void> remove_children(int dir_fd, const std::string& path);
+
+Result<void> remove_entry(int dir_fd, const std::string& name, const std::string& path) {
+    if (unlinkat(dir_fd, name.c_str(), 0) == 0 || errno == ENOENT)
+        return {};
+    if (errno != EISDIR && errno != EPERM)
+        return fail_errno(path, "cannot remove");
+    ScopedFd child(openat(dir_fd, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!child)
+        return fail_errno(path, "cannot open the directory to empty it");
+    CKPT_TRY(remove_children(child.get(), path));
+    if (unlinkat(dir_fd, name.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT)
+        return fail_errno(path, "cannot remove the directory");
+    return {};
+}
+
+Result<void> remove_children(int dir_fd, const std::string& path) {
+    std::unique_ptr<DIR, int (*)(DIR*)> dir(fdopendir(dup(dir_fd)), closedir);
+    if (!dir)
+        return fail_errno(path, "cannot list the directory");
+    std::vector<std::string> names;
+    while (const dirent* entry = readdir(dir.get()))
+        if (std::string_view name = entry->d_name; name != "." && name != "..")
+            names.emplace_back(name);
+    for (const std::string& name : names)
+        CKPT_TRY(remove_entry(dir_fd, name, path + "/" + name));
+    return {};
+}
+
+Result<void> remove_tree(const UndoArgs& args) {
+    if (args.size() != 1 || args[0].size() < 2 || args[0][0] != '/')
+        return tl::unexpected(bad_arguments(kRemoveTree));
+    return remove_entry(AT_FDCWD, args[0], args[0]);
+}
+
+Result<void> thaw_cgroup(const UndoArgs& args) {
+    if (args.size() != 1)
+        return tl::unexpected(bad_arguments(kThawCgroup));
+    std::string path = args[0] + "/cgroup.freeze";
+    ScopedFd file(open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    if (!file && (errno == ENOENT || errno == ENODEV))
+        return {};
+    if (!file || write(file.get(), "0", 1) != 1) {
+        if (errno == ENODEV)  // the cgroup was removed while we held its file
+            return {};
+        return fail_errno(path, "cannot thaw");
+    }
+    return {};
+}
+
+}  // namespace
+
+Result<uint64_t> process_start_time(pid_t pid) {
+    std::string path = fmt::format("/proc/{}/stat", pid);
+    auto text = read_file(AT_FDCWD, path);
+    if (!text)
+        return fail_errno(fmt::format("pid {}", pid), "no such process", ESRCH);
+    // The name (field 2) may hold anything, so fields are counted from its closing parenthesis.
+    size_t at = text->rfind(')');
+    for (int field = 2; field < 22 && at != std::string::npos; ++field)
+        at = text->find(' ', at + 1);
+    uint64_t start = 0;
+    if (at == std::string::npos ||
+        std::from_chars(text->data() + at + 1, text->data() + text->size(), start).ec != std::errc())
+        return fail(ErrorKind::kInternal, path, "has no start time");
+    return start;
+}
+
+void add_core_undo_kinds(UndoTable& table) {
+    table.add(kKillProcess, kill_process);
+    table.add(kRemoveTree, remove_tree);
+    table.add(kThawCgroup, thaw_cgroup);
+}
+
+Result<uint64_t> undo_by_killing(Journal& journal, pid_t pid) {
+    CKPT_ASSIGN(uint64_t start, process_start_time(pid));
+    return journal.add(kKillProcess, {std::to_string(pid), std::to_string(start)});
+}
+
+Result<uint64_t> undo_by_removing(Journal& journal, const std::string& path) {
+    return journal.add(kRemoveTree, {path});
+}
+
+Result<uint64_t> undo_by_thawing(Journal& journal, const std::string& cgroup_dir) {
+    return journal.add(kThawCgroup, {cgroup_dir});
+}
+
+}  // namespace checkpointd
