@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// From a unit's name to what the engine needs to know about it, and what stands in the way.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <sys/types.h>
+#include <vector>
+
+#include "core/base/error.h"
+#include "units/systemd.h"
+
+namespace checkpointd {
+
+// What a descriptor that belongs to the unit's stage, not to the unit itself, is tied to.
+enum class ExternalKind {
+    kStdio,    // descriptor 0, 1 or 2 as systemd made it: stage descriptor `index`
+    kListen,   // socket held by PID 1 too: the index-th of LISTEN_FDS, stage descriptor 3 + index
+    kJournal,  // another connected stream to the journal: a duplicate of stage descriptor 1 will do
+};
+
+// One open file description that is not carried but taken from the stage on the way back. `key` is the
+// engine's name of it: "socket:[INODE]" or "file[MNT_ID:INODE]" (hexadecimal, as CRIU's --external).
+struct UnitExternal {
+    std::string key;
+    ExternalKind kind = ExternalKind::kStdio;
+    unsigned index = 0;
+    std::string name;  // LISTEN_FDNAMES entry of a kListen
+
+    bool operator==(const UnitExternal&) const = default;
+};
+
+// A directory that systemd removes when the unit stops and makes anew, empty, when it starts: its content
+// travels in an archive of ours. `path` is as the unit sees it.
+struct UnitDirectory {
+    std::string path;
+    bool operator==(const UnitDirectory&) const = default;
+};
+
+// Everything about a running unit that its image must remember, and what finds its processes.
+struct UnitFacts {
+    std::string id;             // canonical name
+    std::string type;           // simple, exec, idle, notify, forking, oneshot
+    std::string fragment_path;
+    bool transient = false;
+    std::string cgroup;         // "/system.slice/foo.service", relative to PID 1's cgroup root
+    std::string cgroup_dir;     // the same in the file system: "/sys/fs/cgroup/system.slice/foo.service"
+    pid_t main_pid = 0;
+    std::string user;
+    std::string notify_access;
+    uint64_t watchdog_usec = 0;  // 0: no watchdog
+    std::string pid_file;        // absolute, or empty
+    std::string pid_file_content;
+    std::string syslog_identifier;
+    std::vector<ExecCommand> exec_start;
+    std::vector<UnitDirectory> directories;
+    std::vector<UnitExternal> externals;
+};
+
+// Resolves a running service. All reasons why it cannot be carried come back in one error (its causes),
+// and nothing was changed.
+Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name);
+
+// The externals of the tasks in a cgroup; called again when the forest stands still, because descriptors
+// may have changed since resolve_unit(). `pids`: all processes of the unit.
+Result<std::vector<UnitExternal>> find_externals(const std::vector<pid_t>& pids);
+
+// All processes in a cgroup and below it, in no order.
+Result<std::vector<pid_t>> cgroup_processes(const std::string& cgroup_dir);
+
+// Mount point of the cgroup2 tree out of /proc/self/mountinfo text: /sys/fs/cgroup, or
+// /sys/fs/cgroup/unified in the hybrid layout. Empty when there is none.
+std::string cgroup2_mount_point(std::string_view mountinfo);
+
+// The facts as JSON for the image (an extra file of ours) and back. Unknown members are ignored.
+std::string to_json(const UnitFacts& facts);
+Result<UnitFacts> unit_facts_from_json(std::string_view text);
+
+}  // namespace checkpointd

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// The way back: systemd starts the unit with the stage helper in the place of its program and so makes
+// namespaces, cgroup, user, sandbox, credentials, journal stream and sockets; the engine rebuilds the
+// forest beside the helper; then PID 1 is told who the main process is and the helper leaves.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <sys/types.h>
+#include <utility>
+#include <vector>
+
+#include "core/base/scoped_fd.h"
+#include "core/base/steps.h"
+#include "core/transaction/journal.h"
+#include "units/resolve.h"
+#include "units/systemd.h"
+
+namespace checkpointd {
+
+// How a restore drop-in is made.
+struct StageOptions {
+    // The installed helper.
+    std::string helper = "/usr/libexec/checkpointd/stage";
+    // After this long without a word from us the helper gives up by itself ...
+    std::chrono::seconds helper_deadline{600};
+    // ... by running the unit's own command (a cold start, for boot) or by leaving with an error.
+    bool cold_start_on_deadline = false;
+};
+
+// Text of the drop-in that stages `facts`. `commands` is the unit's own ExecStart= of *now*, which the
+// helper runs if a cold start is wanted.
+std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecCommand>& commands,
+                            const StageOptions& options);
+
+// A unit that systemd has started with our helper in it. Everything is journaled first: whether start()
+// fails, abandon() is called, the object is destroyed or the worker dies, the unit ends inactive, with no
+// process, not failed, and without our drop-in. Only a completed hand_over() keeps it.
+class StagedUnit {
+  public:
+    // Stages the inactive unit of `facts` (from the image). `systemd` and `journal` must outlive the
+    // object. kConflict when the unit is not inactive; all other reasons come as typed errors.
+    static Result<StagedUnit> start(Systemd& systemd, Journal& journal, const UnitFacts& facts,
+                                    const StageOptions& options, Steps& steps, Deadline deadline);
+    StagedUnit(StagedUnit&& other) noexcept;
+    StagedUnit& operator=(StagedUnit&&) = delete;
+    ~StagedUnit();
+
+    pid_t helper_pid() const { return helper_pid_; }
+    // Pidfd of the helper: join its namespaces with setns(2).
+    int helper_pidfd() const { return helper_pidfd_.get(); }
+    // Directory of the unit's cgroup, for CLONE_INTO_CGROUP.
+    int cgroup_fd() const { return cgroup_fd_.get(); }
+    const std::string& cgroup_dir() const { return cgroup_dir_; }
+    // The descriptor that takes the place of each external of the image, by its key. They are duplicates
+    // (the open file descriptions are shared with the helper and with PID 1) and close-on-exec.
+    const std::vector<std::pair<std::string, ScopedFd>>& externals() const { return externals_; }
+
+    // Makes `main_pid` (alive, a child of PID 1, in the unit's cgroup) the unit's main process and the
+    // unit active; the helper leaves; the drop-in is removed. From its success on the unit is on its own.
+    // On failure call abandon() or destroy the object.
+    Result<void> hand_over(pid_t main_pid, Steps& steps, Deadline deadline);
+
+    // Undoes everything; also done by the destructor.
+    Result<void> abandon();
+
+  private:
+    StagedUnit(Systemd& systemd, Journal& journal, UnitFacts facts);
+    Result<void> write_drop_in(const StageOptions& options, Steps& steps);
+    Result<void> start_unit(const StageOptions& options, Steps& steps, Deadline deadline);
+    Result<void> take_descriptors();
+    Result<void> announce(pid_t main_pid, Steps& steps, Deadline deadline);
+    Result<void> dismiss_helper(Steps& steps, Deadline deadline);
+
+    Systemd* systemd_;
+    Journal* journal_;
+    UnitFacts facts_;
+    uint64_t drop_in_undo_ = 0;
+    uint64_t unstage_undo_ = 0;
+    pid_t helper_pid_ = 0;
+    ScopedFd helper_pidfd_;
+    ScopedFd cgroup_fd_;
+    std::string cgroup_dir_;
+    std::string start_job_;
+    std::vector<std::pair<std::string, ScopedFd>> externals_;
+};
+
+}  // namespace checkpointd

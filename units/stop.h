@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// The clean way down of mode "stop": the unit ends inactive and successful, nothing of it runs again.
+#pragma once
+
+#include <string>
+
+#include "core/base/steps.h"
+#include "core/transaction/journal.h"
+#include "units/resolve.h"
+#include "units/systemd.h"
+
+namespace checkpointd {
+
+// Stops a unit whose tasks the engine holds in ptrace-stop, without any of its code running. In order:
+//   prepare()   before the freeze: the drop-in that keeps systemd from running stop commands or a cold
+//               copy. From here on the journal undoes it.
+//   [engine: freeze, dump, image written; tasks held]
+//   stop()      the point of no return. On success the unit is inactive, Result=success, its cgroup empty.
+//   finish()    removes the drop-in, reloads.
+// Destroyed after prepare() and without finish() it undoes what it did: the unit is as before.
+class CleanStop {
+  public:
+    // Both must outlive the object.
+    CleanStop(Systemd& systemd, Journal& journal, UnitFacts facts);
+    CleanStop(const CleanStop&) = delete;
+    CleanStop& operator=(const CleanStop&) = delete;
+    ~CleanStop();
+
+    Result<void> prepare(Steps& steps);
+    Result<void> stop(Steps& steps, Deadline deadline);
+    Result<void> finish(Steps& steps);
+    // As the destructor, but says what went wrong.
+    Result<void> cancel();
+
+  private:
+    Systemd& systemd_;
+    Journal& journal_;
+    UnitFacts facts_;
+    uint64_t drop_in_undo_ = 0;
+};
+
+// Text of the drop-in that prepare() writes.
+std::string stop_drop_in(const UnitFacts& facts);
+
+// Feeds the unit's watchdog in its place while it stands still; call at least every watchdog_usec / 3.
+// Does nothing for a unit without watchdog.
+Result<void> feed_watchdog(const UnitFacts& facts);
+
+// Adds units.remove-drop-in and units.unstage. The actions connect to PID 1 themselves.
+void add_unit_undo_kinds(UndoTable& table);
+
+}  // namespace checkpointd
