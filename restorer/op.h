@@ -16,15 +16,16 @@ enum class OpCode : uint16_t {
     kStore,      // write the value args[0] to arena address args[1], args[2] bytes wide (4 or 8)
     kLoadDescriptor,  // slots[result] = the int at arena address args[0], moved high as kMoveHigh says
     kReadPages,  // fill memory: preadv(fd args[0], iovec arena args[1], args[2] entries, offset args[3])
-                 // until complete; a short file is an error
-    kForkTask,   // stage only: clone3 of task number args[0] with its old PID; the child runs its stage
+                 // until complete; a short file is an error. The iovec array is consumed.
+    kForkTask,   // stage only: clone3 with pid args[0] and flags args[2]; the child runs program args[1]
     kHook,       // stage only: plugin hook args[0] runs in this task
-    kEnterBlob,  // stage only: leave the C++ image for ever and go on with program args[0] in the blob
-    kThread,     // blob only: clone3 of a thread with tid args[0] that runs program args[1]
-    kMoveVdso,   // blob only: see interpreter
+    kEnterBlob,  // stage only: leave the C++ image for ever; program args[0] on blob stack args[1]
+    kThread,     // blob only: clone3 of a thread with tid args[0], program args[1], blob stack args[2]
+    kReplaceMemory,  // blob only: unmap everything but the region; the vdso's last mapping moves to
+                     // args[0], what lies before it keeps its distance. 0: unmap the vdso as well
     kStop,       // int3. The tracer sees it and goes on when every thread of the stage has arrived:
                  // barrier number args[0]
-    kExit,       // leave with status args[0]: temporary session leaders and zombies
+    kExit,       // exit_group with status args[0]: temporary session leaders and zombies
 };
 
 enum class ArgKind : uint8_t {
