@@ -99,4 +99,38 @@ void Program::store(Slot slot, ArenaRef where, unsigned width) {
     append(OpCode::kStore, {}, {slot, where, width});
 }
 
+void Program::read_pages(std::string_view label, Slot file, ArenaRef iovecs, size_t count,
+                         uint64_t offset) {
+    append(OpCode::kReadPages, label, {file, iovecs, count, offset});
+}
+
+Slot Program::fork_task(std::string_view label, int pid, const Program& program, uint64_t flags) {
+    Slot slot = plan_.new_slot();
+    append(OpCode::kForkTask, label, {pid, program.index(), flags}).result = slot.index;
+    return slot;
+}
+
+void Program::barrier(std::string_view label, uint64_t number) {
+    append(OpCode::kStop, label, {number});
+}
+
+void Program::enter_blob(std::string_view label, const Program& program, uint64_t stack) {
+    append(OpCode::kEnterBlob, label, {program.index(), stack});
+}
+
+void Program::thread(std::string_view label, int tid, const Program& program, uint64_t stack) {
+    append(OpCode::kThread, label, {tid, program.index(), stack});
+}
+
+void Program::exit(std::string_view label, int status) {
+    append(OpCode::kExit, label, {status});
+}
+
+std::string_view Plan::text_at(uint64_t offset) const {
+    if (offset >= arena_.size())
+        return {};
+    const char* text = reinterpret_cast<const char*>(arena_.data()) + offset;
+    return {text, strnlen(text, arena_.size() - offset)};
+}
+
 }  // namespace checkpointd

@@ -63,6 +63,18 @@ class Program {
     Slot descriptor_from(std::string_view label, ArenaRef where);
     // Writes a slot's value into the arena (SCM_RIGHTS, prctl_mm_map.exe_fd ...), 4 or 8 bytes wide.
     void store(Slot slot, ArenaRef where, unsigned width);
+    // Fills memory from a file: `count` struct iovec in the arena, from byte `offset` on.
+    void read_pages(std::string_view label, Slot file, ArenaRef iovecs, size_t count,
+                    uint64_t offset);
+    // Stage only: a process with this PID (0: any) that runs `program`; `flags` as for clone3.
+    Slot fork_task(std::string_view label, int pid, const Program& program, uint64_t flags);
+    // Waits until every thread of the restore has come to barrier `number` or a later one.
+    void barrier(std::string_view label, uint64_t number);
+    // Stage only, last operation: goes on with `program` in the blob, on the region's stack `stack`.
+    void enter_blob(std::string_view label, const Program& program, uint64_t stack);
+    // Blob only: a thread that runs `program` on the region's stack `stack`.
+    void thread(std::string_view label, int tid, const Program& program, uint64_t stack);
+    void exit(std::string_view label, int status);
     // Any other operation.
     restorer::Op& append(restorer::OpCode code, std::string_view label,
                          std::initializer_list<Arg> args);
@@ -70,6 +82,7 @@ class Program {
     const std::string& name() const { return name_; }
     uint32_t index() const { return index_; }
     const std::vector<restorer::Op>& ops() const { return ops_; }
+    std::vector<restorer::Op>& ops() { return ops_; }
     Plan& plan() { return plan_; }
 
   private:
@@ -98,19 +111,30 @@ class Plan {
     ArenaRef reserve(size_t size, size_t align = 8);
     // A NUL-terminated string; equal strings share their place.
     ArenaRef string(std::string_view text);
+    // Makes the 8 bytes at `where` the address of `target` when the arena gets its place: pointers in
+    // structures, such as msghdr.msg_iov or sock_fprog.filter.
+    void point(ArenaRef where, ArenaRef target) { pointers_.push_back({where, target}); }
     template <typename T>
         requires std::is_trivially_copyable_v<T>
     ArenaRef object(const T& value) {
         return bytes(&value, sizeof(value), alignof(T));
     }
 
+    struct Pointer {
+        ArenaRef where;
+        ArenaRef target;
+    };
     const std::vector<std::byte>& arena() const { return arena_; }
+    const std::vector<Pointer>& pointers() const { return pointers_; }
     uint32_t slots() const { return slots_; }
     const std::deque<Program>& programs() const { return programs_; }
     Program& program(uint32_t index) { return programs_[index]; }
+    // The NUL-terminated text at `offset`; empty if there is none.
+    std::string_view text_at(uint64_t offset) const;
 
   private:
     std::vector<std::byte> arena_;
+    std::vector<Pointer> pointers_;
     std::deque<Program> programs_;  // stable addresses
     std::unordered_map<std::string, ArenaRef> strings_;
     uint32_t slots_ = 0;
