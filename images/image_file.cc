@@ -17,6 +17,8 @@ namespace {
 constexpr size_t kBufferSize = 64 << 10;
 // The largest real record is an mm_entry: 40 bytes for each of at most some million mappings.
 constexpr uint32_t kMaxRecord = 256u << 20;
+// A sparse file is as long as its author likes; memory is not.
+constexpr uint64_t kMaxPayload = 1u << 30;
 
 }  // namespace
 
@@ -114,6 +116,8 @@ Result<std::string> ImageReader::payload(uint64_t size) {
     if (size > remaining())
         return tl::unexpected(
             bad(fmt::format("{} bytes belong here, but {} are left", size, remaining())));
+    if (size > kMaxPayload)
+        return tl::unexpected(bad(fmt::format("{} bytes are too many to read at once", size)));
     std::string data(size, '\0');
     CKPT_TRY(bytes(data.data(), data.size()));
     return data;

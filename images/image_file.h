@@ -62,7 +62,7 @@ class ImageReader {
     template <typename Message>
     Result<std::vector<Message>> rest();
 
-    // The `size` raw bytes that follow the record read last.
+    // The `size` raw bytes that follow the record read last, at most 1 GiB.
     Result<std::string> payload(uint64_t size);
     // Leaves them out.
     Result<void> skip(uint64_t size);

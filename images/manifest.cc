@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "images/manifest.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <charconv>
+#include <fcntl.h>
+#include <set>
+#include <sys/stat.h>
+#include <thread>
+#include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "core/base/io.h"
+#include "images/json.h"
+
+namespace checkpointd::images {
+
+namespace {
+
+constexpr const char* kDigestName = "xxh3-64";
+
+uint64_t chunk_count(uint64_t size) { return (size + kDigestChunk - 1) / kDigestChunk; }
+
+Result<void> read_exactly(int fd, char* out, size_t size, uint64_t offset,
+                          const std::string& object) {
+    while (size > 0) {
+        ssize_t got = pread(fd, out, size, static_cast<off_t>(offset));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return fail_errno(object, fmt::format("cannot read at offset {}", offset));
+        if (got == 0)
+            return fail(ErrorKind::kBadImage, object, "the file shrank while it was read");
+        out += got;
+        offset += static_cast<uint64_t>(got);
+        size -= static_cast<size_t>(got);
+    }
+    return {};
+}
+
+// One thread's share of a file: takes the next chunk until none is left.
+Result<void> digest_some(int fd, FileDigest& digest, std::atomic<uint64_t>& next_chunk) {
+    std::vector<char> buffer(std::min(kDigestChunk, digest.size));
+    while (true) {
+        uint64_t chunk = next_chunk.fetch_add(1);
+        if (chunk >= digest.chunks.size())
+            return {};
+        uint64_t offset = chunk * kDigestChunk;
+        size_t size = std::min(kDigestChunk, digest.size - offset);
+        CKPT_TRY(read_exactly(fd, buffer.data(), size, offset, digest.name));
+        digest.chunks[chunk] = chunk_digest(buffer.data(), size);
+    }
+}
+
+Result<void> digest_chunks(int fd, FileDigest& digest, unsigned threads) {
+    std::atomic<uint64_t> next_chunk = 0;
+    size_t helpers = std::min<uint64_t>(std::max(threads, 1u), digest.chunks.size());
+    helpers = helpers > 0 ? helpers - 1 : 0;
+    std::vector<Result<void>> results(helpers);
+    std::vector<std::jthread> running;
+    for (Result<void>& result : results)
+        running.emplace_back([&] { result = digest_some(fd, digest, next_chunk); });
+    Result<void> mine = digest_some(fd, digest, next_chunk);
+    running.clear();
+    CKPT_TRY(mine);
+    for (Result<void>& result : results)
+        CKPT_TRY(result);
+    return {};
+}
+
+Result<ScopedFd> open_member(const ImageDir& dir, const std::string& name, uint64_t& size) {
+    CKPT_ASSIGN(ScopedFd file,
+                open_at(dir.fd(), name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+    struct stat about {};
+    if (fstat(file.get(), &about) != 0)
+        return fail_errno(name, "cannot stat");
+    if (!S_ISREG(about.st_mode))
+        return fail(ErrorKind::kBadImage, name, "not a regular file");
+    size = static_cast<uint64_t>(about.st_size);
+    return file;
+}
+
+Result<std::vector<uint64_t>> parse_chunks(const nlohmann::json& list, const std::string& object) {
+    std::vector<uint64_t> chunks;
+    for (const nlohmann::json& item : list) {
+        if (!item.is_string())
+            return fail(ErrorKind::kBadImage, object, "a digest is not a string");
+        const auto& text = item.get_ref<const std::string&>();
+        uint64_t value = 0;
+        auto [end, failure] = std::from_chars(text.data(), text.data() + text.size(), value, 16);
+        if (failure != std::errc{} || end != text.data() + text.size() || text.size() != 16)
+            return fail(ErrorKind::kBadImage, object, "a digest is not sixteen hex digits");
+        chunks.push_back(value);
+    }
+    return chunks;
+}
+
+// A manifest may name files of its own directory only.
+bool plain_name(const std::string& name) {
+    return !name.empty() && name != "." && name != ".." && name.size() <= NAME_MAX &&
+           name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
+}
+
+Result<FileDigest> parse_file(const nlohmann::json& json, const std::string& object) {
+    FileDigest digest;
+    CKPT_ASSIGN(digest.name, json_string(json, "name", object));
+    CKPT_ASSIGN(digest.size, json_number(json, "size", object));
+    CKPT_ASSIGN(const nlohmann::json* list, json_array(json, "chunks", object));
+    CKPT_ASSIGN(digest.chunks, parse_chunks(*list, object));
+    if (!plain_name(digest.name))
+        return fail(ErrorKind::kBadImage, object, "names a file outside the image");
+    if (!digest.chunks.empty() && digest.chunks.size() != chunk_count(digest.size))
+        return fail(ErrorKind::kBadImage, object,
+                    fmt::format("{}: the number of digests does not fit the size", digest.name));
+    return digest;
+}
+
+Result<void> check_file(const ImageDir& dir, const FileDigest& expected, VerifyDepth depth,
+                        unsigned threads) {
+    uint64_t size = 0;
+    CKPT_ASSIGN(ScopedFd file, open_member(dir, expected.name, size));
+    if (size != expected.size)
+        return fail(ErrorKind::kBadImage, expected.name,
+                    fmt::format("has {} bytes, but was written with {}", size, expected.size));
+    if (depth == VerifyDepth::kSizes || expected.chunks.empty())
+        return {};
+    FileDigest found{expected.name, size, std::vector<uint64_t>(chunk_count(size))};
+    CKPT_TRY(digest_chunks(file.get(), found, threads));
+    auto [wrong, ignored] = std::ranges::mismatch(found.chunks, expected.chunks);
+    if (wrong == found.chunks.end())
+        return {};
+    auto chunk = static_cast<uint64_t>(wrong - found.chunks.begin());
+    return fail(ErrorKind::kBadImage, expected.name,
+                fmt::format("is damaged between offsets {} and {}", chunk * kDigestChunk,
+                            std::min(size, (chunk + 1) * kDigestChunk)));
+}
+
+}  // namespace
+
+uint64_t chunk_digest(const void* data, size_t size) { return XXH3_64bits(data, size); }
+
+Result<FileDigest> digest_file(const ImageDir& dir, const std::string& name, unsigned threads) {
+    FileDigest digest{name, 0, {}};
+    CKPT_ASSIGN(ScopedFd file, open_member(dir, name, digest.size));
+    digest.chunks.resize(chunk_count(digest.size));
+    CKPT_TRY(digest_chunks(file.get(), digest, threads));
+    return digest;
+}
+
+std::string to_json(const Manifest& manifest) {
+    nlohmann::ordered_json json;
+    json["version"] = kManifestVersion;
+    json["digest"] = kDigestName;
+    json["chunk_size"] = kDigestChunk;
+    auto& files = json["files"] = nlohmann::ordered_json::array();
+    for (const FileDigest& digest : manifest.files) {
+        auto chunks = nlohmann::ordered_json::array();
+        for (uint64_t chunk : digest.chunks)
+            chunks.push_back(fmt::format("{:016x}", chunk));
+        files.push_back({{"name", digest.name}, {"size", digest.size}, {"chunks", chunks}});
+    }
+    return json.dump(1, '\t', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+Result<Manifest> parse_manifest(const std::string& text, const std::string& object) {
+    CKPT_ASSIGN(nlohmann::json json, parse_json_object(text, object));
+    CKPT_ASSIGN(uint64_t version, json_number(json, "version", object));
+    CKPT_ASSIGN(std::string digest, json_string(json, "digest", object));
+    CKPT_ASSIGN(uint64_t chunk_size, json_number(json, "chunk_size", object));
+    if (version != kManifestVersion || digest != kDigestName || chunk_size != kDigestChunk)
+        return fail(ErrorKind::kBadImage, object,
+                    fmt::format("version {} with {} is not one that this checkpointd reads",
+                                version, digest),
+                    "restore it with the version that wrote it");
+    CKPT_ASSIGN(const nlohmann::json* files, json_array(json, "files", object));
+    Manifest manifest;
+    for (const nlohmann::json& file : *files) {
+        CKPT_ASSIGN(FileDigest parsed, parse_file(file, object));
+        manifest.files.push_back(std::move(parsed));
+    }
+    return manifest;
+}
+
+Result<Manifest> read_manifest(const ImageDir& dir) {
+    std::string object = dir.name() + "/" + kManifestName;
+    auto text = read_file(dir.fd(), kManifestName);
+    if (!text && text.error().errno_code == ENOENT)
+        return fail(ErrorKind::kBadImage, object, "the image has no manifest: it is not complete");
+    if (!text)
+        return tl::unexpected(std::move(text).error());
+    return parse_manifest(*text, object);
+}
+
+Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads) {
+    CKPT_ASSIGN(Manifest manifest, read_manifest(dir));
+    CKPT_ASSIGN(std::vector<std::string> present, dir.file_names());
+    std::vector<Error> faults;
+    std::set<std::string> listed;
+    for (const FileDigest& file : manifest.files) {
+        listed.insert(file.name);
+        if (auto ok = check_file(dir, file, depth, threads); !ok)
+            faults.push_back(std::move(ok).error());
+    }
+    for (const std::string& name : present) {
+        auto image = parse_image_name(name);
+        // A restore leaves its figures beside the images.
+        if (image && image->type != ImageType::kStatsRestore && !listed.contains(name))
+            faults.push_back({ErrorKind::kBadImage, name, "is not in the manifest", {}, 0, {}});
+    }
+    if (faults.empty())
+        return {};
+    Error error{ErrorKind::kBadImage, dir.name(), "the image is damaged",
+                "take another image of the unit", 0, std::move(faults)};
+    return tl::unexpected(std::move(error));
+}
+
+}  // namespace checkpointd::images

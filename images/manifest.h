@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/base/error.h"
+#include "images/image_dir.h"
+
+namespace checkpointd::images {
+
+inline constexpr const char* kManifestName = "checkpointd-manifest.json";
+// Whether an image may be restored (see ImageStore): changes after the commit, so no manifest lists it.
+inline constexpr const char* kStateName = "checkpointd-state";
+inline constexpr uint64_t kManifestVersion = 1;
+// Digests cover chunks, so that writers and checkers of one large file can work side by side.
+inline constexpr uint64_t kDigestChunk = 4 << 20;
+
+// XXH3-64 of one chunk: a guard against damage, not against an attacker.
+uint64_t chunk_digest(const void* data, size_t size);
+
+// What the manifest says of one file. `chunks` is empty where digests were not wanted.
+struct FileDigest {
+    std::string name;
+    uint64_t size = 0;
+    std::vector<uint64_t> chunks;
+    bool operator==(const FileDigest&) const = default;
+};
+
+struct Manifest {
+    std::vector<FileDigest> files;
+};
+
+// Reads a whole file in chunks with up to `threads` threads.
+Result<FileDigest> digest_file(const ImageDir& dir, const std::string& name, unsigned threads);
+
+std::string to_json(const Manifest& manifest);
+Result<Manifest> parse_manifest(const std::string& text, const std::string& object);
+Result<Manifest> read_manifest(const ImageDir& dir);
+
+enum class VerifyDepth {
+    kSizes,  // every listed file is there in its size, and no image file is there unlisted: cheap
+    kFull,   // and every chunk has its digest: reads everything
+};
+// kBadImage that lists all files at fault.
+Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads = 1);
+
+}  // namespace checkpointd::images
