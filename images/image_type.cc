@@ -77,6 +77,7 @@ constexpr std::array kTypes{
     ImageTypeInfo{kStatsDump, "stats-dump", "", 0, 0x57093306, kService, kOne},
     ImageTypeInfo{kStatsRestore, "stats-restore", "", 0, 0x57093306, kService, kOne},
     ImageTypeInfo{kIrmapCache, "irmap-cache", "", 0, 0x57004059, kService, kMany},
+    record_file(kTasks, "checkpointd-tasks", 0, 0x43506b54, kMany),
 };
 
 constexpr bool in_enumeration_order() {
@@ -84,7 +85,7 @@ constexpr bool in_enumeration_order() {
         if (static_cast<size_t>(kTypes[i].type) != i)
             return false;
     }
-    return kTypes.size() == static_cast<size_t>(kIrmapCache) + 1;
+    return kTypes.size() == static_cast<size_t>(kTasks) + 1;
 }
 static_assert(in_enumeration_order());
 

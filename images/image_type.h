@@ -64,6 +64,7 @@ enum class ImageType {
     kStatsDump,
     kStatsRestore,
     kIrmapCache,
+    kTasks,  // checkpointd's own: what the format has no place for
 };
 
 // What stands before the first record.

@@ -16,6 +16,7 @@
 #include "images/proto/security.pb.h"
 #include "images/proto/sockets.pb.h"
 #include "images/proto/stats.pb.h"
+#include "images/proto/tasks.pb.h"
 #include "images/proto/tty.pb.h"
 
 namespace checkpointd::images {
@@ -69,6 +70,7 @@ MessagePtr plain_message(ImageType type) {
         case ImageType::kStatsDump: return std::make_unique<stats_entry>();
         case ImageType::kStatsRestore: return std::make_unique<stats_entry>();
         case ImageType::kIrmapCache: return std::make_unique<irmap_cache_entry>();
+        case ImageType::kTasks: return std::make_unique<process_extra_entry>();
         case ImageType::kPages:
         case ImageType::kTmpfsDev:
         case ImageType::kIfaddr:
