@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "compat/criu/options.h"
+
+#include <gtest/gtest.h>
+
+namespace checkpointd::criu {
+namespace {
+
+Result<Options> parse(std::vector<std::string> words) {
+    words.insert(words.begin(), "criu");
+    std::vector<char*> argv;
+    for (std::string& word : words)
+        argv.push_back(word.data());
+    argv.push_back(nullptr);
+    return parse_command_line(static_cast<int>(words.size()), argv.data());
+}
+
+TEST(CommandLine, ActionMayStandAnywhere) {
+    for (auto words : {std::vector<std::string>{"dump", "-t", "7", "-D", "x"},
+                       {"-t", "7", "dump", "-D", "x"},
+                       {"-t", "7", "-D", "x", "dump"}}) {
+        auto options = parse(words);
+        ASSERT_TRUE(options) << options.error().text();
+        EXPECT_EQ(options->action, "dump");
+        EXPECT_EQ(options->tree, 7);
+        EXPECT_EQ(options->images_dir, "x");
+    }
+}
+
+TEST(CommandLine, VerbositySpellings) {
+    EXPECT_EQ(parse({"check", "-v4"})->verbosity, 4);
+    EXPECT_EQ(parse({"check", "-vvv"})->verbosity, 3);
+    EXPECT_EQ(parse({"check", "-verbosity=0"})->verbosity, 0);
+    EXPECT_EQ(parse({"check", "--verbosity=4"})->verbosity, 4);
+    EXPECT_EQ(parse({"check", "-v"})->verbosity, 1);
+}
+
+TEST(CommandLine, RefusesByName) {
+    EXPECT_NE(parse({"dump", "-t", "1", "--lazy-pages"}).error().line().find("--lazy-pages"),
+              std::string::npos);
+    EXPECT_NE(parse({"swrk", "3"}).error().line().find("swrk"), std::string::npos);
+    EXPECT_NE(parse({"dump"}).error().line().find("--tree"), std::string::npos);
+    EXPECT_NE(parse({"dump", "-t", "x"}).error().line().find("'x'"), std::string::npos);
+    EXPECT_FALSE(parse({"dump", "-t", "1", "--manage-cgroups=full"}));
+    EXPECT_FALSE(parse({"dump", "-t"}));
+    EXPECT_FALSE(parse({}));
+}
+
+TEST(CommandLine, ExternalKeys) {
+    auto options = parse({"restore", "--external", "unix[12]", "--inherit-fd", "fd[5]:socket:[12]"});
+    ASSERT_TRUE(options) << options.error().text();
+    EXPECT_TRUE(options->externals.contains("socket:[12]"));
+    EXPECT_EQ(options->inherited.at("socket:[12]"), 5);
+    EXPECT_FALSE(parse({"restore", "--inherit-fd", "5:socket:[12]"}));
+    EXPECT_FALSE(parse({"restore", "--external", "mnt[]:s"}));
+}
+
+}  // namespace
+}  // namespace checkpointd::criu
