@@ -197,6 +197,7 @@ testhost_watch_owner() {
     setsid bash -c 'tail --pid="$1" -f /dev/null; exec "$2" testhost down "$3"' \
         testhost-owner-watch "$1" "$top/dev" "$name" </dev/null >/dev/null 2>&1 9>&- &
     echo $! >"$state/watch"
+    echo "$1" >"$state/owner"
     disown
 }
 
@@ -205,6 +206,14 @@ testhost_stop_watch() {
     pid=$(cat "$state/watch" 2>/dev/null) || return 0
     grep -qs testhost-owner-watch "/proc/$pid/cmdline" && [ "$pid" != $$ ] || return 0
     kill -- "-$pid" 2>/dev/null || true
+}
+
+# Whether the host is up for somebody: not half booted by a killed `up`, nor left by a dead owner.
+testhost_in_use() {
+    local owner
+    [ -e "$state/ready" ] && testhost_leader >/dev/null || return 1
+    owner=$(cat "$state/owner" 2>/dev/null) || return 0
+    [ -d "/proc/$owner" ]
 }
 
 testhost_up() {
@@ -224,7 +233,7 @@ testhost_up() {
         testhost_install_layer
     }
     testhost_lock
-    testhost_leader >/dev/null && die "host $name is already running"
+    testhost_in_use && die "host $name is already running (./dev testhost down $name)"
     testhost_stop_watch
     testhost_remove  # what a killed run left
     trap 'testhost_remove' EXIT
@@ -232,6 +241,7 @@ testhost_up() {
     testhost_make_disk
     testhost_boot
     [ -z "$owner" ] || testhost_watch_owner "$owner"
+    touch "$state/ready"
     trap - EXIT
 }
 
