@@ -107,7 +107,8 @@ Result<bool> ImageReader::next(google::protobuf::MessageLite& out) {
         return tl::unexpected(bad(fmt::format("a record of {} bytes, but {} are left", size,
                                               remaining())));
     CKPT_ASSIGN(std::string packed, payload(size));
-    if (!out.ParseFromString(packed))
+    // Partial: the other one prints to stderr when a required field is missing.
+    if (!out.ParsePartialFromString(packed) || !out.IsInitialized())
         return tl::unexpected(bad(fmt::format("not a {}", out.GetTypeName())));
     return true;
 }
