@@ -28,7 +28,8 @@ struct UnitExternal {
     std::string key;
     ExternalKind kind = ExternalKind::kStdio;
     unsigned index = 0;
-    std::string name;  // LISTEN_FDNAMES entry of a kListen
+    std::string name;     // LISTEN_FDNAMES entry of a kListen; empty where the socket was moved
+    std::string address;  // of a kListen, as describe_socket() tells it
 
     bool operator==(const UnitExternal&) const = default;
 };
@@ -65,8 +66,16 @@ struct UnitFacts {
 Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name);
 
 // The externals of the tasks in a cgroup; called again when the forest stands still, because descriptors
-// may have changed since resolve_unit(). `pids`: all processes of the unit.
-Result<std::vector<UnitExternal>> find_externals(const std::vector<pid_t>& pids);
+// may have changed since resolve_unit(). `pids`: all processes of the unit, the main one among them.
+Result<std::vector<UnitExternal>> find_externals(pid_t main_pid,
+                                                 const std::vector<pid_t>& pids);
+
+// "TYPE PROTOCOL ADDRESS-IN-HEX": what two sockets have in common that stand for the same ListenStream=.
+Result<std::string> describe_socket(int fd);
+
+// The entries of a process's environment as it was started with (/proc/PID/environ) that belong to
+// sd_listen_fds(3): one name per descriptor 3, 4, ...
+std::vector<std::string> listen_names(std::string_view environ_text);
 
 // All processes in a cgroup and below it, in no order.
 Result<std::vector<pid_t>> cgroup_processes(const std::string& cgroup_dir);

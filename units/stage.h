@@ -27,6 +27,8 @@ struct StageOptions {
     std::chrono::seconds helper_deadline{600};
     // ... by running the unit's own command (a cold start, for boot) or by leaving with an error.
     bool cold_start_on_deadline = false;
+    // The unit has NoExecPaths=, so the helper must be allowed. StagedUnit finds that out by itself.
+    bool needs_exec_path = false;
 };
 
 // Text of the drop-in that stages `facts`. `commands` is the unit's own ExecStart= of *now*, which the
@@ -69,9 +71,13 @@ class StagedUnit {
     StagedUnit(Systemd& systemd, Journal& journal, UnitFacts facts);
     Result<void> write_drop_in(const StageOptions& options, Steps& steps);
     Result<void> start_unit(const StageOptions& options, Steps& steps, Deadline deadline);
+    Result<pid_t> find_helper(const StageOptions& options);
+    Result<void> open_cgroup();
+    Result<ScopedFd> take_listener(const UnitExternal& wanted, const std::vector<std::string>& names);
     Result<void> take_descriptors();
     Result<void> announce(pid_t main_pid, Steps& steps, Deadline deadline);
     Result<void> dismiss_helper(Steps& steps, Deadline deadline);
+    Result<void> wait_running(pid_t main_pid, Steps& steps, Deadline deadline);
 
     Systemd* systemd_;
     Journal* journal_;
@@ -81,7 +87,8 @@ class StagedUnit {
     pid_t helper_pid_ = 0;
     ScopedFd helper_pidfd_;
     ScopedFd cgroup_fd_;
-    std::string cgroup_dir_;
+    std::string cgroup_;      // as systemd names it
+    std::string cgroup_dir_;  // in the file system
     std::string start_job_;
     std::vector<std::pair<std::string, ScopedFd>> externals_;
 };

@@ -3,6 +3,7 @@
 // The clean way down of mode "stop": the unit ends inactive and successful, nothing of it runs again.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "core/base/steps.h"
@@ -28,12 +29,17 @@ class CleanStop {
     ~CleanStop();
 
     Result<void> prepare(Steps& steps);
-    Result<void> stop(Steps& steps, Deadline deadline);
+    // `reap` is called once, when systemd has been told to kill the tasks: it must end them too
+    // (HeldForest::kill()) and wait for the dead, because PID 1 hears of a traced child's death only
+    // after its tracer has waited for it.
+    Result<void> stop(Steps& steps, Deadline deadline, const std::function<Result<void>()>& reap);
     Result<void> finish(Steps& steps);
     // As the destructor, but says what went wrong.
     Result<void> cancel();
 
   private:
+    Result<void> verify();
+
     Systemd& systemd_;
     Journal& journal_;
     UnitFacts facts_;

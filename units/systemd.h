@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -54,6 +55,8 @@ class Systemd {
     // Queue a job and return its object path. `mode` as in systemctl --job-mode.
     Result<std::string> start_unit(const std::string& unit, const char* mode = "replace");
     Result<std::string> stop_unit(const std::string& unit, const char* mode = "replace");
+    // Has the job that start_unit() or stop_unit() queued ended, and how? Does not wait.
+    Result<std::optional<std::string>> job_result(const std::string& job);
     // Waits till the job is gone and returns its result: "done", "failed", "canceled", "timeout",
     // "dependency", "skipped" ... kTimeout when the deadline passes; the job is not cancelled then.
     Result<std::string> wait_job(const std::string& job, Deadline deadline);

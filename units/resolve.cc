@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "units/resolve.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <fcntl.h>
+#include <filesystem>
+#include <unistd.h>
+
+#include "core/base/io.h"
+#include "units/drop_in.h"
+
+namespace checkpointd {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::array<std::string_view, 6> kTypes = {"simple", "exec",    "idle",
+                                                    "notify", "forking", "oneshot"};
+
+std::vector<std::string_view> split(std::string_view text, char separator) {
+    std::vector<std::string_view> out;
+    while (!text.empty()) {
+        size_t end = text.find(separator);
+        out.push_back(text.substr(0, end));
+        text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
+    }
+    return out;
+}
+
+// What stands in the way of carrying a unit, all of it.
+class Blockers {
+  public:
+    explicit Blockers(std::string unit) : unit_(std::move(unit)) {}
+    void add(ErrorKind kind, std::string message, std::string remedy = {}) {
+        found_.push_back(Error{kind, unit_, std::move(message), std::move(remedy), 0, {}});
+    }
+    Result<void> result() && {
+        return all_blockers(unit_, "this unit cannot be checkpointed", std::move(found_));
+    }
+
+  private:
+    std::string unit_;
+    std::vector<Error> found_;
+};
+
+Result<void> read_identity(Systemd& systemd, const std::string& name, UnitFacts& facts) {
+    CKPT_ASSIGN(facts.id, systemd.text(name, "Unit", "Id"));
+    CKPT_ASSIGN(std::string load_state, systemd.text(name, "Unit", "LoadState"));
+    if (load_state == "not-found")
+        return fail(ErrorKind::kNotFound, name, "there is no such unit");
+    if (!facts.id.ends_with(".service"))
+        return fail(ErrorKind::kUnsupported, facts.id, "only services can be checkpointed",
+                    "scopes, slices and the units of user managers are not supported yet");
+    if (load_state != "loaded")
+        return fail(ErrorKind::kConflict, facts.id, fmt::format("the unit is {}", load_state));
+    CKPT_ASSIGN(facts.fragment_path, systemd.text(facts.id, "Unit", "FragmentPath"));
+    CKPT_ASSIGN(facts.transient, systemd.boolean(facts.id, "Unit", "Transient"));
+    return {};
+}
+
+Result<void> read_service(Systemd& systemd, UnitFacts& facts) {
+    const std::string& id = facts.id;
+    CKPT_ASSIGN(facts.type, systemd.text(id, "Service", "Type"));
+    CKPT_ASSIGN(facts.cgroup, systemd.text(id, "Service", "ControlGroup"));
+    CKPT_ASSIGN(uint64_t main_pid, systemd.number(id, "Service", "MainPID"));
+    facts.main_pid = static_cast<pid_t>(main_pid);
+    CKPT_ASSIGN(facts.user, systemd.text(id, "Service", "User"));
+    CKPT_ASSIGN(facts.notify_access, systemd.text(id, "Service", "NotifyAccess"));
+    CKPT_ASSIGN(facts.watchdog_usec, systemd.number(id, "Service", "WatchdogUSec"));
+    if (facts.watchdog_usec == UINT64_MAX)
+        facts.watchdog_usec = 0;
+    CKPT_ASSIGN(facts.pid_file, systemd.text(id, "Service", "PIDFile"));
+    CKPT_ASSIGN(facts.syslog_identifier, systemd.text(id, "Service", "SyslogIdentifier"));
+    CKPT_ASSIGN(facts.exec_start, systemd.commands(id, "ExecStart"));
+    return {};
+}
+
+Result<void> read_directories(Systemd& systemd, UnitFacts& facts) {
+    CKPT_ASSIGN(auto runtime, systemd.list(facts.id, "Service", "RuntimeDirectory"));
+    for (const std::string& name : runtime)
+        facts.directories.push_back({"/run/" + name});
+    CKPT_ASSIGN(bool private_tmp, systemd.boolean(facts.id, "Service", "PrivateTmp"));
+    if (private_tmp)
+        facts.directories.insert(facts.directories.end(), {{"/tmp"}, {"/var/tmp"}});
+    return {};
+}
+
+Result<void> check_state(Systemd& systemd, const UnitFacts& facts, Blockers& blockers) {
+    CKPT_ASSIGN(std::string state, systemd.text(facts.id, "Unit", "ActiveState"));
+    // A oneshot's program runs while its unit is activating.
+    bool is_running = state == "active" || (facts.type == "oneshot" && state == "activating");
+    if (!is_running)
+        blockers.add(ErrorKind::kConflict, fmt::format("the unit is {}, not running", state),
+                     "start it first");
+    CKPT_ASSIGN(bool has_job, systemd.has_job(facts.id));
+    if (has_job && facts.type != "oneshot")
+        blockers.add(ErrorKind::kConflict, "systemd has a job queued for it", "try again later");
+    if (is_running && facts.main_pid == 0)
+        blockers.add(ErrorKind::kUnsupported, "it has no main process that systemd knows",
+                     "give the unit a PIDFile=, or a Type= with a main process");
+    return {};
+}
+
+Result<void> check_settings(Systemd& systemd, const UnitFacts& facts, Blockers& blockers) {
+    const std::string& id = facts.id;
+    if (std::find(kTypes.begin(), kTypes.end(), facts.type) == kTypes.end())
+        blockers.add(ErrorKind::kUnsupported, fmt::format("Type={} cannot be carried", facts.type),
+                     facts.type == "dbus" ? "a connection to the bus cannot be carried over" : "");
+    if (facts.type == "oneshot" && facts.exec_start.size() > 1)
+        blockers.add(ErrorKind::kUnsupported, "a oneshot with several ExecStart= cannot be carried yet");
+    if (facts.transient)
+        blockers.add(ErrorKind::kUnsupported, "a transient unit vanishes when it stops",
+                     "write a unit file for it");
+    struct { const char* property; bool is_text; } refused[] = {
+        {"RootDirectory", true}, {"RootImage", true}, {"PAMName", true}, {"PrivateUsers", false}};
+    for (auto [property, is_text] : refused) {
+        bool set = false;
+        if (is_text) {
+            CKPT_ASSIGN(std::string value, systemd.text(id, "Service", property));
+            set = !value.empty();
+        } else {
+            CKPT_ASSIGN(set, systemd.boolean(id, "Service", property));
+        }
+        if (set)
+            blockers.add(ErrorKind::kUnsupported, fmt::format("{}= is set", property),
+                         fmt::format("units with {}= are not supported yet; switch it off with "
+                                     "systemctl edit", property));
+    }
+    CKPT_ASSIGN(uint64_t stored, systemd.number(id, "Service", "NFileDescriptorStore"));
+    if (stored > 0)
+        blockers.add(ErrorKind::kUnsupported,
+                     fmt::format("{} descriptors lie in its descriptor store", stored),
+                     "systemd drops them when the unit stops");
+    CKPT_ASSIGN(auto on_success, systemd.list(id, "Unit", "OnSuccess"));
+    if (!on_success.empty())
+        blockers.add(ErrorKind::kUnsupported,
+                     fmt::format("OnSuccess={} would be triggered by its stop", on_success.front()));
+    return {};
+}
+
+// A process in a cgroup below the unit's own was put there by a manager of its own (Delegate=).
+Result<void> check_processes(const UnitFacts& facts, Blockers& blockers) {
+    CKPT_ASSIGN(auto all, cgroup_processes(facts.cgroup_dir));
+    if (all.empty())
+        blockers.add(ErrorKind::kConflict, "it has no processes", "there is nothing to checkpoint");
+    CKPT_ASSIGN(std::string own, read_file(AT_FDCWD, facts.cgroup_dir + "/cgroup.procs"));
+    size_t direct = static_cast<size_t>(std::count(own.begin(), own.end(), '\n'));
+    if (direct < all.size())
+        blockers.add(ErrorKind::kUnsupported, "it has processes in control groups below its own",
+                     "Delegate= is not supported yet");
+    return {};
+}
+
+Result<void> locate_cgroup(UnitFacts& facts) {
+    CKPT_ASSIGN(std::string mountinfo, read_file(AT_FDCWD, "/proc/self/mountinfo"));
+    std::string root = cgroup2_mount_point(mountinfo);
+    if (root.empty())
+        return fail(ErrorKind::kUnsupported, "cgroup2", "no unified control group tree is mounted");
+    facts.cgroup_dir = root + facts.cgroup;
+    return {};
+}
+
+}  // namespace
+
+std::string cgroup2_mount_point(std::string_view mountinfo) {
+    // proc_pid_mountinfo(5): ID PARENT DEV ROOT MOUNTPOINT OPTIONS [TAGS...] - FSTYPE SOURCE SUPEROPTIONS
+    for (std::string_view line : split(mountinfo, '\n')) {
+        size_t dash = line.find(" - cgroup2 ");
+        if (dash == std::string_view::npos)
+            continue;
+        auto fields = split(line.substr(0, dash), ' ');
+        if (fields.size() >= 5)
+            return std::string(fields[4]);
+    }
+    return {};
+}
+
+Result<std::vector<pid_t>> cgroup_processes(const std::string& cgroup_dir) {
+    std::vector<pid_t> out;
+    std::vector<std::string> pending = {cgroup_dir};
+    while (!pending.empty()) {
+        std::string dir = std::move(pending.back());
+        pending.pop_back();
+        auto text = read_file(AT_FDCWD, dir + "/cgroup.procs");
+        if (!text && (text.error().errno_code == ENOENT || text.error().errno_code == ENODEV))
+            continue;
+        if (!text)
+            return tl::unexpected(std::move(text).error());
+        for (std::string_view line : split(*text, '\n')) {
+            pid_t pid = 0;
+            std::from_chars(line.data(), line.data() + line.size(), pid);
+            out.push_back(pid);
+        }
+        std::error_code ignored;
+        for (const auto& entry : fs::directory_iterator(dir, ignored))
+            if (entry.is_directory(ignored))
+                pending.push_back(entry.path());
+    }
+    return out;
+}
+
+Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name) {
+    if (!is_valid_unit_name(name))
+        return fail(ErrorKind::kBadInput, name, "this is not a unit's name");
+    UnitFacts facts;
+    CKPT_TRY(read_identity(systemd, name, facts));
+    CKPT_TRY(read_service(systemd, facts));
+    CKPT_TRY(read_directories(systemd, facts));
+    Blockers blockers(facts.id);
+    CKPT_TRY(check_state(systemd, facts, blockers));
+    CKPT_TRY(check_settings(systemd, facts, blockers));
+    if (!facts.cgroup.empty()) {
+        CKPT_TRY(locate_cgroup(facts));
+        CKPT_TRY(check_processes(facts, blockers));
+    }
+    CKPT_TRY(std::move(blockers).result());
+    CKPT_ASSIGN(auto pids, cgroup_processes(facts.cgroup_dir));
+    CKPT_ASSIGN(facts.externals, find_externals(facts.main_pid, pids));
+    if (!facts.pid_file.empty())
+        facts.pid_file_content = read_file(AT_FDCWD, facts.pid_file, 4096).value_or("");
+    return facts;
+}
+
+}  // namespace checkpointd

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <algorithm>
+
+#include "units/drop_in.h"
+#include "units/stage.h"
+
+namespace checkpointd {
+namespace {
+
+bool has_flag(const ExecCommand& command, std::string_view flag) {
+    return std::find(command.flags.begin(), command.flags.end(), flag) != command.flags.end();
+}
+
+// The unit's own command as arguments of the helper. Its prefixes stay, so that a cold start by the helper
+// runs with the privileges and the environment expansion of the unit's own line.
+std::string helper_line(const ExecCommand& command, const StageOptions& options) {
+    bool expands = !has_flag(command, "no-env-expand");
+    std::string out = expands ? "" : ":";
+    if (has_flag(command, "ignore-failure"))
+        out += '-';
+    if (has_flag(command, "privileged"))
+        out += '+';
+    else if (has_flag(command, "no-setuid"))
+        out += '!';
+    else if (has_flag(command, "ambient"))
+        out += "!!";
+    out += fmt::format("{} {} {}", options.helper,
+                       options.cold_start_on_deadline ? "exec" : "leave",
+                       options.helper_deadline.count());
+    // systemd expands no variables in a command's path, but it would in the helper's argument.
+    out += ' ' + (expands ? quote_literal_word(command.path) : quote_word(command.path));
+    for (const std::string& word : command.argv)
+        out += ' ' + quote_word(word);
+    return out;
+}
+
+std::string identifier(const UnitFacts& facts, const ExecCommand& command) {
+    if (!facts.syslog_identifier.empty())
+        return facts.syslog_identifier;
+    return command.path.substr(command.path.rfind('/') + 1);
+}
+
+}  // namespace
+
+std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecCommand>& commands,
+                            const StageOptions& options) {
+    const ExecCommand own = commands.empty() ? ExecCommand{} : commands.front();
+    DropIn text("Written by checkpointd while it restores this unit; removed right after.");
+    text.section("Unit");
+    text.set("StartLimitIntervalSec", "0");
+    text.section("Service");
+    if (facts.type != "forking" && facts.type != "oneshot")
+        text.set("Type", "notify");
+    text.set("NotifyAccess", "all");
+    text.set("Restart", "no");
+    text.set("RestartForceExitStatus", "");
+    text.set("TimeoutStartSec", "infinity");
+    // If this comes to nothing, all of it is killed, and the unit did not fail.
+    text.set("SuccessExitStatus", "SIGKILL");
+    text.set("KillSignal", "SIGKILL");
+    text.set("KillMode", "control-group");
+    if (auto name = escape_value(identifier(facts, own)); name && !name->empty())
+        text.set("SyslogIdentifier", *name);
+    // Set for a unit without any sandbox it would give it a mount namespace.
+    if (options.needs_exec_path)
+        text.set("ExecPaths", options.helper);
+    for (const char* key : {"ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStop",
+                            "ExecStopPost", "ExecStart"})
+        text.set(key, "");
+    text.set("ExecStart", helper_line(own, options));
+    return text.text();
+}
+
+}  // namespace checkpointd

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "units/stage.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <csignal>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <thread>
+#include <unistd.h>
+
+#include "core/base/io.h"
+#include "units/drop_in_file.h"
+
+namespace checkpointd {
+namespace {
+
+constexpr auto kPollInterval = std::chrono::milliseconds(2);
+constexpr int kFirstListenFd = 3;  // SD_LISTEN_FDS_START
+
+bool is_over(Deadline deadline) {
+    return std::chrono::steady_clock::now() >= deadline;
+}
+
+// Asks `condition` (Result<bool>) until it is true.
+template <typename Condition>
+Result<void> poll_until(Deadline deadline, const std::string& object, std::string message,
+                        Condition condition) {
+    for (;;) {
+        CKPT_ASSIGN(bool holds, condition());
+        if (holds)
+            return {};
+        if (is_over(deadline))
+            return fail(ErrorKind::kTimeout, object, std::move(message));
+        std::this_thread::sleep_for(kPollInterval);
+    }
+}
+
+// The text after "KEY:" in /proc/PID/status; empty when there is none.
+std::string status_field(pid_t pid, std::string_view key) {
+    std::string text = read_file(AT_FDCWD, fmt::format("/proc/{}/status", pid)).value_or("");
+    size_t at = text.find(fmt::format("\n{}:", key));
+    if (at == std::string::npos)
+        return {};
+    at = text.find_first_not_of(" \t", at + key.size() + 2);
+    return text.substr(at, text.find('\n', at) - at);
+}
+
+// exec is systemd's last step, so with the helper's program the sandbox is complete; with its signals
+// blocked the helper has come to its wait and none of ours can be lost.
+bool is_ready_helper(pid_t pid, const struct stat& helper) {
+    struct stat program;
+    if (stat(fmt::format("/proc/{}/exe", pid).c_str(), &program) != 0 ||
+        program.st_dev != helper.st_dev || program.st_ino != helper.st_ino)
+        return false;
+    std::string blocked_text = status_field(pid, "SigBlk");
+    uint64_t blocked = 0;
+    std::from_chars(blocked_text.data(), blocked_text.data() + blocked_text.size(), blocked, 16);
+    uint64_t wanted = (1u << (SIGUSR1 - 1)) | (1u << (SIGUSR2 - 1));
+    return (blocked & wanted) == wanted;
+}
+
+Result<ScopedFd> open_pidfd(pid_t pid) {
+    ScopedFd fd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+    if (!fd)
+        return fail_errno(fmt::format("pid {}", pid), "cannot open a pidfd");
+    return fd;
+}
+
+Result<ScopedFd> take_descriptor(int pidfd, int number) {
+    ScopedFd fd(static_cast<int>(syscall(SYS_pidfd_getfd, pidfd, number, 0)));
+    if (!fd)
+        return fail_errno("stage helper", fmt::format("cannot take its descriptor {}", number));
+    return fd;
+}
+
+// What systemd would otherwise refuse silently, or accept and never hear of again.
+Result<void> check_new_main(pid_t pid, const std::string& cgroup) {
+    std::string object = fmt::format("pid {}", pid);
+    std::string state = status_field(pid, "State");
+    if (state.empty() || state[0] == 'Z' || state[0] == 'X')
+        return fail(ErrorKind::kGone, object, "the restored main process is dead");
+    if (status_field(pid, "PPid") != "1")
+        return fail(ErrorKind::kInternal, object,
+                    "the restored main process is no child of PID 1, which would not notice its end");
+    CKPT_ASSIGN(std::string text, read_file(AT_FDCWD, fmt::format("/proc/{}/cgroup", pid)));
+    if (text.find("0::" + cgroup + "\n") == std::string::npos)
+        return fail(ErrorKind::kInternal, object,
+                    fmt::format("the restored main process is not in {}", cgroup));
+    return {};
+}
+
+Result<void> check_inactive(Systemd& systemd, const UnitFacts& facts) {
+    CKPT_ASSIGN(std::string load_state, systemd.text(facts.id, "Unit", "LoadState"));
+    if (load_state != "loaded")
+        return fail(ErrorKind::kNotFound, facts.id, fmt::format("the unit is {}", load_state),
+                    "install the unit as it was at the checkpoint");
+    CKPT_ASSIGN(std::string state, systemd.text(facts.id, "Unit", "ActiveState"));
+    CKPT_ASSIGN(bool has_job, systemd.has_job(facts.id));
+    if ((state != "inactive" && state != "failed") || has_job)
+        return fail(ErrorKind::kConflict, facts.id,
+                    fmt::format("the unit is {}{}", state, has_job ? " and has a job queued" : ""),
+                    "stop it first");
+    CKPT_ASSIGN(std::string type, systemd.text(facts.id, "Service", "Type"));
+    if (type != facts.type)
+        return fail(ErrorKind::kConflict, facts.id,
+                    fmt::format("its Type= was {} at the checkpoint and is {} now", facts.type, type));
+    return state == "failed" ? systemd.reset_failed(facts.id) : Result<void>();
+}
+
+// For what a staging failed, as systemd tells it.
+Error staging_failure(Systemd& systemd, const UnitFacts& facts, const std::string& what) {
+    std::string result = systemd.text(facts.id, "Service", "Result").value_or("?");
+    uint64_t status = systemd.number(facts.id, "Service", "ExecMainStatus").value_or(0);
+    bool not_executed = status == 203 || status == 226;  // EXIT_EXEC, EXIT_NAMESPACE
+    return Error{ErrorKind::kSystem, facts.id,
+                 fmt::format("systemd could not start the stage helper in it: {} (result {}, status {})",
+                             what, result, status),
+                 not_executed ? "does the unit's sandbox hide /usr/libexec?"
+                              : "see systemctl status and journalctl -u of the unit",
+                 0,
+                 {}};
+}
+
+}  // namespace
+
+StagedUnit::StagedUnit(Systemd& systemd, Journal& journal, UnitFacts facts)
+    : systemd_(&systemd), journal_(&journal), facts_(std::move(facts)) {}
+
+StagedUnit::StagedUnit(StagedUnit&& other) noexcept
+    : systemd_(other.systemd_),
+      journal_(other.journal_),
+      facts_(std::move(other.facts_)),
+      drop_in_undo_(std::exchange(other.drop_in_undo_, 0)),
+      unstage_undo_(std::exchange(other.unstage_undo_, 0)),
+      helper_pid_(other.helper_pid_),
+      helper_pidfd_(std::move(other.helper_pidfd_)),
+      cgroup_fd_(std::move(other.cgroup_fd_)),
+      cgroup_(std::move(other.cgroup_)),
+      cgroup_dir_(std::move(other.cgroup_dir_)),
+      start_job_(std::move(other.start_job_)),
+      externals_(std::move(other.externals_)) {}
+
+StagedUnit::~StagedUnit() {
+    (void)abandon();  // what fails stays in the journal
+}
+
+Result<StagedUnit> StagedUnit::start(Systemd& systemd, Journal& journal, const UnitFacts& facts,
+                                     const StageOptions& options, Steps& steps, Deadline deadline) {
+    CKPT_TRY(steps.enter("units.stage.check"));
+    CKPT_TRY(check_inactive(systemd, facts));
+    StagedUnit staged(systemd, journal, facts);
+    CKPT_TRY(staged.write_drop_in(options, steps));
+    CKPT_TRY(staged.start_unit(options, steps, deadline));
+    CKPT_TRY(steps.enter("units.stage.take-descriptors"));
+    CKPT_TRY(staged.open_cgroup());
+    CKPT_TRY(staged.take_descriptors());
+    return staged;
+}
+
+Result<void> StagedUnit::write_drop_in(const StageOptions& options, Steps& steps) {
+    CKPT_ASSIGN(auto commands, systemd_->commands(facts_.id, "ExecStart"));
+    StageOptions own = options;
+    CKPT_ASSIGN(auto no_exec, systemd_->list(facts_.id, "Service", "NoExecPaths"));
+    own.needs_exec_path = !no_exec.empty();
+    return put_drop_in(*systemd_, *journal_, facts_.id, restore_drop_in(facts_, commands, own),
+                       "units.stage", steps, drop_in_undo_);
+}
+
+Result<pid_t> StagedUnit::find_helper(const StageOptions& options) {
+    struct stat helper;
+    if (stat(options.helper.c_str(), &helper) != 0)
+        return fail_errno(options.helper, "the stage helper is not installed");
+    // Of a forking unit the start command is the control process, not the main one.
+    const char* property = facts_.type == "forking" ? "ControlPID" : "MainPID";
+    CKPT_ASSIGN(uint64_t pid, systemd_->number(facts_.id, "Service", property));
+    if (pid != 0 && is_ready_helper(static_cast<pid_t>(pid), helper))
+        return static_cast<pid_t>(pid);
+    CKPT_ASSIGN(auto ended, systemd_->job_result(start_job_));
+    if (ended)
+        return tl::unexpected(staging_failure(*systemd_, facts_, fmt::format("its job is {}", *ended)));
+    return 0;
+}
+
+Result<void> StagedUnit::start_unit(const StageOptions& options, Steps& steps, Deadline deadline) {
+    CKPT_ASSIGN(unstage_undo_, journal_->add(kUnstage, {facts_.id}));
+    CKPT_TRY(steps.enter("units.stage.start-unit"));
+    CKPT_ASSIGN(start_job_, systemd_->start_unit(facts_.id));
+    CKPT_TRY(steps.enter("units.stage.wait-helper"));
+    CKPT_TRY(poll_until(deadline, facts_.id, "the stage helper did not come up in time",
+                        [&]() -> Result<bool> {
+                            CKPT_ASSIGN(helper_pid_, find_helper(options));
+                            return helper_pid_ != 0;
+                        }));
+    CKPT_ASSIGN(helper_pidfd_, open_pidfd(helper_pid_));
+    return {};
+}
+
+Result<void> StagedUnit::open_cgroup() {
+    CKPT_ASSIGN(cgroup_, systemd_->text(facts_.id, "Service", "ControlGroup"));
+    CKPT_ASSIGN(std::string mountinfo, read_file(AT_FDCWD, "/proc/self/mountinfo"));
+    cgroup_dir_ = cgroup2_mount_point(mountinfo) + cgroup_;
+    CKPT_ASSIGN(cgroup_fd_, open_at(AT_FDCWD, cgroup_dir_, O_RDONLY | O_DIRECTORY));
+    return {};
+}
+
+// A listening socket keeps its name and address over a reboot, not its number nor its inode.
+Result<ScopedFd> StagedUnit::take_listener(const UnitExternal& wanted,
+                                           const std::vector<std::string>& names) {
+    for (size_t i = 0; i < names.size(); ++i) {
+        CKPT_ASSIGN(ScopedFd fd, take_descriptor(helper_pidfd_.get(),
+                                                 kFirstListenFd + static_cast<int>(i)));
+        CKPT_ASSIGN(std::string address, describe_socket(fd.get()));
+        if (address == wanted.address && (wanted.name.empty() || wanted.name == names[i]))
+            return fd;
+    }
+    return fail(ErrorKind::kConflict, facts_.id,
+                fmt::format("systemd passes no socket '{}' with the address that it had", wanted.name),
+                "the socket unit must listen where it did at the checkpoint");
+}
+
+Result<void> StagedUnit::take_descriptors() {
+    CKPT_ASSIGN(std::string environment,
+                read_file(AT_FDCWD, fmt::format("/proc/{}/environ", helper_pid_)));
+    std::vector<std::string> names = listen_names(environment);
+    for (const UnitExternal& external : facts_.externals) {
+        ScopedFd fd;
+        if (external.kind == ExternalKind::kListen) {
+            CKPT_ASSIGN(fd, take_listener(external, names));
+        } else {
+            int number = external.kind == ExternalKind::kStdio ? static_cast<int>(external.index)
+                                                               : STDOUT_FILENO;
+            CKPT_ASSIGN(fd, take_descriptor(helper_pidfd_.get(), number));
+        }
+        externals_.emplace_back(external.key, std::move(fd));
+    }
+    return {};
+}
+
+Result<void> StagedUnit::announce(pid_t main_pid, Steps& steps, Deadline deadline) {
+    CKPT_TRY(steps.enter("units.hand-over.main-pid"));
+    CKPT_TRY(check_new_main(main_pid, cgroup_));
+    // Alone in its message: systemd takes the READY=1 beside a MAINPID= that it refuses.
+    CKPT_TRY(notify_as(helper_pid_, fmt::format("MAINPID={}\nSTATUS=Restored from checkpoint", main_pid)));
+    CKPT_TRY(poll_until(deadline, facts_.id, "systemd did not accept the restored main process",
+                        [&]() -> Result<bool> {
+                            CKPT_ASSIGN(uint64_t now, systemd_->number(facts_.id, "Service", "MainPID"));
+                            return now == static_cast<uint64_t>(main_pid);
+                        }));
+    if (facts_.type == "forking" || facts_.type == "oneshot")
+        return {};
+    CKPT_TRY(steps.enter("units.hand-over.ready"));
+    return notify_as(helper_pid_, "READY=1");
+}
+
+Result<void> StagedUnit::dismiss_helper(Steps& steps, Deadline deadline) {
+    CKPT_TRY(steps.enter("units.hand-over.dismiss-helper"));
+    if (syscall(SYS_pidfd_send_signal, helper_pidfd_.get(), SIGUSR1, nullptr, 0) != 0)
+        return fail_errno("stage helper", "cannot tell it to leave");
+    return poll_until(deadline, facts_.id, "the stage helper does not leave", [&]() -> Result<bool> {
+        pollfd ended = {helper_pidfd_.get(), POLLIN, 0};
+        return poll(&ended, 1, 0) == 1;
+    });
+}
+
+Result<void> StagedUnit::wait_running(pid_t main_pid, Steps& steps, Deadline deadline) {
+    CKPT_TRY(steps.enter("units.hand-over.wait-active"));
+    // A oneshot is "activating" for as long as its program runs.
+    std::string_view wanted = facts_.type == "oneshot" ? "activating" : "active";
+    std::string state;
+    auto reached = poll_until(
+        deadline, facts_.id, "systemd does not call it running after the restore", [&]() -> Result<bool> {
+            CKPT_ASSIGN(state, systemd_->text(facts_.id, "Unit", "ActiveState"));
+            if (state == "failed" || state == "inactive" || state == "deactivating")
+                return fail(ErrorKind::kGone, facts_.id, fmt::format("it is {} after the restore", state));
+            return state == wanted;
+        });
+    CKPT_TRY(reached);
+    CKPT_ASSIGN(uint64_t now, systemd_->number(facts_.id, "Service", "MainPID"));
+    if (now != static_cast<uint64_t>(main_pid))
+        return fail(ErrorKind::kSystem, facts_.id,
+                    fmt::format("its main process is {} now, not {}", now, main_pid));
+    return {};
+}
+
+Result<void> StagedUnit::hand_over(pid_t main_pid, Steps& steps, Deadline deadline) {
+    CKPT_TRY(announce(main_pid, steps, deadline));
+    CKPT_TRY(dismiss_helper(steps, deadline));
+    CKPT_TRY(wait_running(main_pid, steps, deadline));
+    CKPT_TRY(steps.enter("units.hand-over.commit"));
+    CKPT_TRY(journal_->drop(unstage_undo_));
+    unstage_undo_ = 0;
+    // The restore has succeeded: what fails from here on is no reason to take it back. A drop-in that
+    // could not be removed stays in the journal.
+    (void)steps.enter("units.hand-over.remove-drop-in");
+    if (journal_->undo(drop_in_undo_))
+        drop_in_undo_ = 0;
+    return {};
+}
+
+Result<void> StagedUnit::abandon() {
+    externals_.clear();
+    if (unstage_undo_ != 0) {
+        CKPT_TRY(journal_->undo(unstage_undo_));
+        unstage_undo_ = 0;
+    }
+    if (drop_in_undo_ != 0) {
+        CKPT_TRY(journal_->undo(drop_in_undo_));
+        drop_in_undo_ = 0;
+    }
+    return {};
+}
+
+}  // namespace checkpointd

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "units/stop.h"
+
+#include <cerrno>
+#include <csignal>
+#include <unistd.h>
+
+#include "units/drop_in.h"
+#include "units/drop_in_file.h"
+
+namespace checkpointd {
+
+std::string stop_drop_in(const UnitFacts& facts) {
+    DropIn text("Written by checkpointd while it stops this unit; removed right after.");
+    text.section("Service");
+    text.set("Restart", "no");
+    text.set("RestartForceExitStatus", "");
+    text.set("SuccessExitStatus", "SIGKILL");
+    text.set("KillSignal", "SIGKILL");
+    text.set("KillMode", "control-group");
+    text.set("SendSIGHUP", "no");
+    text.set("ExecStop", "");
+    text.set("ExecStopPost", "");
+    text.set("NotifyAccess", "all");
+    // With SIGKILL as a success systemd would go on to the next command of a oneshot while it stops.
+    if (facts.type == "oneshot") {
+        text.set("ExecStart", "");
+        text.set("ExecStart", "/bin/true");
+    }
+    return text.text();
+}
+
+CleanStop::CleanStop(Systemd& systemd, Journal& journal, UnitFacts facts)
+    : systemd_(systemd), journal_(journal), facts_(std::move(facts)) {}
+
+CleanStop::~CleanStop() {
+    (void)cancel();  // what fails stays in the journal
+}
+
+Result<void> CleanStop::prepare(Steps& steps) {
+    return put_drop_in(systemd_, journal_, facts_.id, stop_drop_in(facts_), "units.stop", steps,
+                       drop_in_undo_);
+}
+
+Result<void> CleanStop::verify() {
+    CKPT_ASSIGN(std::string state, systemd_.text(facts_.id, "Unit", "ActiveState"));
+    CKPT_ASSIGN(std::string result, systemd_.text(facts_.id, "Service", "Result"));
+    if (state != "inactive" || result != "success")
+        return fail(ErrorKind::kSystem, facts_.id,
+                    fmt::format("it did not stop cleanly: state {}, result {}", state, result));
+    CKPT_ASSIGN(auto left, cgroup_processes(facts_.cgroup_dir));
+    if (!left.empty())
+        return fail(ErrorKind::kSystem, facts_.id,
+                    fmt::format("{} processes survived its stop, pid {} first", left.size(), left[0]));
+    return {};
+}
+
+Result<void> CleanStop::stop(Steps& steps, Deadline deadline,
+                             const std::function<Result<void>()>& reap) {
+    CKPT_TRY(steps.enter("units.stop.stop-unit"));
+    // "replace" would stop the units that require this one, too.
+    CKPT_ASSIGN(std::string job, systemd_.stop_unit(facts_.id, "ignore-dependencies"));
+    CKPT_TRY(reap());
+    CKPT_ASSIGN(std::string result, systemd_.wait_job(job, deadline));
+    if (result != "done")
+        return fail(ErrorKind::kSystem, facts_.id, fmt::format("systemd's stop job ended: {}", result));
+    return verify();
+}
+
+Result<void> CleanStop::finish(Steps& steps) {
+    // The unit is down: there is no way back from here, so nobody is asked.
+    (void)steps.enter("units.stop.remove-drop-in");
+    return cancel();
+}
+
+Result<void> CleanStop::cancel() {
+    if (drop_in_undo_ == 0)
+        return {};
+    CKPT_TRY(journal_.undo(drop_in_undo_));
+    drop_in_undo_ = 0;
+    return {};
+}
+
+Result<void> feed_watchdog(const UnitFacts& facts) {
+    if (facts.watchdog_usec == 0 || facts.main_pid <= 0)
+        return {};
+    return notify_as(facts.main_pid, "WATCHDOG=1");
+}
+
+}  // namespace checkpointd

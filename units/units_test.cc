@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <fcntl.h>
+#include <filesystem>
+#include <fstream>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "units/drop_in.h"
+#include "units/pid_floor.h"
+#include "units/resolve.h"
+#include "units/stage.h"
+#include "units/stop.h"
+
+namespace checkpointd {
+namespace {
+
+namespace fs = std::filesystem;
+
+TEST(DropIn, WordsAreQuotedExactly) {
+    EXPECT_EQ(quote_word("plain"), "\"plain\"");
+    EXPECT_EQ(quote_word(""), "\"\"");
+    EXPECT_EQ(quote_word("a b\"c\\d"), "\"a b\\\"c\\\\d\"");
+    EXPECT_EQ(quote_word("100%"), "\"100%%\"");
+    EXPECT_EQ(quote_word("$HOME"), "\"$HOME\"");
+    EXPECT_EQ(quote_literal_word("$HOME"), "\"$$HOME\"");
+    EXPECT_EQ(quote_word("line\nend\x01"), "\"line\\x0aend\\x01\"");
+    EXPECT_EQ(quote_word("\xc3\xa4;"), "\"\\xc3\\xa4;\"");
+}
+
+TEST(DropIn, ValuesRefuseLineEnds) {
+    EXPECT_EQ(escape_value("50% of it").value(), "50%% of it");
+    for (const char* bad : {"a\nExecStart=/bin/sh", "tab\t", "\x7f", "glue\\"})
+        EXPECT_FALSE(escape_value(bad)) << bad;
+}
+
+TEST(DropIn, UnitNames) {
+    for (const char* good : {"a.service", "getty@tty1.service", "dev-disk\\x2dby.service", "x:y.socket"})
+        EXPECT_TRUE(is_valid_unit_name(good)) << good;
+    for (const char* bad : {"", ".service", "a", "../a.service", "a b.service", "a.service/", "a.conf",
+                            "@.service", "a\n.service"})
+        EXPECT_FALSE(is_valid_unit_name(bad)) << bad;
+    EXPECT_FALSE(is_valid_unit_name(std::string(250, 'a') + ".service"));
+}
+
+UnitFacts sample_facts(const std::string& type) {
+    UnitFacts facts;
+    facts.id = "foo.service";
+    facts.type = type;
+    facts.cgroup = "/system.slice/foo.service";
+    facts.main_pid = 4711;
+    facts.watchdog_usec = 30;
+    facts.pid_file = "/run/foo.pid";
+    facts.pid_file_content = "4711\n";
+    facts.exec_start = {{"/usr/bin/foo", {"foo", "-x", "a b"}, {"ignore-failure"}}};
+    facts.directories = {{"/run/foo"}, {"/tmp"}};
+    facts.externals = {{"socket:[77]", ExternalKind::kStdio, 1, "", ""},
+                       {"socket:[78]", ExternalKind::kListen, 0, "web", "1 6 0200"},
+                       {"socket:[79]", ExternalKind::kJournal, 1, "", ""}};
+    return facts;
+}
+
+TEST(DropIn, RestoreDropInByType) {
+    std::vector<ExecCommand> commands = {{"/opt/$dir/foo", {"foo", "$OPTS", "50%"}, {}}};
+    StageOptions options;
+    std::string simple = restore_drop_in(sample_facts("simple"), commands, options);
+    EXPECT_NE(simple.find("\nType=notify\n"), std::string::npos);
+    EXPECT_NE(simple.find("\nExecStart=\nExecStart=/usr/libexec/checkpointd/stage leave 600 "
+                          "\"/opt/$$dir/foo\" \"foo\" \"$OPTS\" \"50%%\"\n"),
+              std::string::npos)
+        << simple;
+    EXPECT_NE(simple.find("\nSyslogIdentifier=foo\n"), std::string::npos);
+    EXPECT_EQ(simple.find("ExecPaths"), std::string::npos)
+        << "would give an unsandboxed unit a mount namespace";
+    for (const char* type : {"forking", "oneshot"})
+        EXPECT_EQ(restore_drop_in(sample_facts(type), commands, options).find("Type="),
+                  std::string::npos);
+}
+
+TEST(DropIn, RestoreKeepsCommandPrefixes) {
+    StageOptions options{"/h", std::chrono::seconds(5), true, true};
+    std::vector<ExecCommand> commands = {
+        {"/a$b", {"x$y"}, {"no-env-expand", "privileged", "ignore-failure"}}};
+    std::string text = restore_drop_in(sample_facts("exec"), commands, options);
+    EXPECT_NE(text.find("\nExecStart=:-+/h exec 5 \"/a$b\" \"x$y\"\n"), std::string::npos) << text;
+    EXPECT_NE(text.find("\nExecPaths=/h\n"), std::string::npos);
+}
+
+TEST(DropIn, StopDropInOfOneshotClearsItsCommands) {
+    EXPECT_EQ(stop_drop_in(sample_facts("simple")).find("ExecStart="), std::string::npos);
+    EXPECT_NE(stop_drop_in(sample_facts("oneshot")).find("\nExecStart=\nExecStart=/bin/true\n"),
+              std::string::npos);
+}
+
+TEST(Resolve, Cgroup2MountPointOnBothLayouts) {
+    EXPECT_EQ(cgroup2_mount_point("30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n"),
+              "/sys/fs/cgroup");
+    EXPECT_EQ(cgroup2_mount_point("29 24 0:25 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"
+                                  "30 29 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+                                  "31 29 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw\n"),
+              "/sys/fs/cgroup/unified");
+    EXPECT_EQ(cgroup2_mount_point("29 24 0:25 / / rw - ext4 /dev/sda rw\n"), "");
+}
+
+TEST(Resolve, ListenNames) {
+    using Names = std::vector<std::string>;
+    EXPECT_EQ(listen_names(std::string_view("A=1\0LISTEN_FDS=2\0LISTEN_FDNAMES=web:admin\0", 43)),
+              (Names{"web", "admin"}));
+    EXPECT_EQ(listen_names(std::string_view("LISTEN_FDS=2\0", 13)), (Names{"", ""}));
+    EXPECT_EQ(listen_names("A=1"), Names{});
+}
+
+TEST(Resolve, FactsSurviveJson) {
+    UnitFacts facts = sample_facts("forking");
+    auto back = unit_facts_from_json(to_json(facts));
+    ASSERT_TRUE(back) << back.error().text();
+    EXPECT_EQ(to_json(*back), to_json(facts));
+    EXPECT_EQ(back->externals, facts.externals);
+    EXPECT_EQ(back->directories, facts.directories);
+    EXPECT_EQ(back->main_pid, 4711);
+    for (const char* bad : {"", "{}", "[1]", "{\"id\": 7}", "nonsense"})
+        EXPECT_FALSE(unit_facts_from_json(bad)) << bad;
+}
+
+TEST(Resolve, SocketsAreRecognisedByAddress) {
+    auto listener = [](const char* name) {
+        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        sockaddr_un address = {};
+        address.sun_family = AF_UNIX;
+        snprintf(address.sun_path + 1, sizeof(address.sun_path) - 1, "units-test-%d-%s", getpid(), name);
+        EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+        EXPECT_EQ(listen(fd, 1), 0);
+        return ScopedFd(fd);
+    };
+    ScopedFd one = listener("one"), two = listener("two"), again(dup(one.get()));
+    EXPECT_EQ(describe_socket(one.get()).value(), describe_socket(again.get()).value());
+    EXPECT_NE(describe_socket(one.get()).value(), describe_socket(two.get()).value());
+    EXPECT_FALSE(describe_socket(STDIN_FILENO + 1000));
+}
+
+TEST(PidFloor, HighestOfAllReadableIndexes) {
+    char name[] = "/tmp/units-test-XXXXXX";
+    ASSERT_NE(mkdtemp(name), nullptr);
+    std::string store = name;
+    auto image = [&](const std::string& where, const std::string& text) {
+        fs::create_directories(store + "/" + where);
+        std::ofstream(store + "/" + where + "/checkpointd-image.json") << text;
+    };
+    EXPECT_EQ(highest_image_pid(store).value(), 0);
+    image("a.service/1", "{\"max_pid\": 4000}");
+    image("a.service/2", "{\"max_pid\": 5001}");
+    image("b.service/1", "{\"max_pid\": \"9999\"}");
+    image("b.service/2", "{\"max_pid\": -3}");
+    image("b.service/3", "{\"max_pid\": 99999999999}");
+    image("b.service/4", "torn{");
+    EXPECT_EQ(highest_image_pid(store).value(), 5001);
+    fs::remove_all(store);
+    EXPECT_EQ(highest_image_pid(store).value(), 0) << "no store yet";
+}
+
+}  // namespace
+}  // namespace checkpointd
