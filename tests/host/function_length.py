@@ -25,9 +25,6 @@ def functions(lines):
             while start > 0 and "(" not in lines[start]:
                 start -= 1
             match = re.search(r"([\w:~<>]+)\s*\(", lines[start])
-            # The signature may be continued with a deeper indentation: the close decides.
-            while indent and not lines[start].startswith(" " * indent + lines[start].lstrip()[0]):
-                indent -= 4
             close = " " * (len(lines[start]) - len(lines[start].lstrip())) + "}"
             end = next((j for j in range(i, len(lines)) if lines[j].rstrip() in (close, close + ";")), i)
             yield start + 1, match[1] if match else "?", end - i + 1
