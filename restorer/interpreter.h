@@ -214,7 +214,8 @@ class Interpreter {
     int run_hook(uint64_t index) {
         if (header_.hook == 0)
             return sys::kEinval;
-        return reinterpret_cast<int (*)(uint64_t)>(header_.hook)(index);
+        auto* hook = reinterpret_cast<int (*)(void*, uint64_t)>(header_.hook);
+        return hook(reinterpret_cast<void*>(header_.hook_context), index);
     }
 
     uint64_t stack_top(uint64_t index) const {

@@ -33,7 +33,8 @@ struct RegionHeader {
     uint64_t slots;       // uint64_t[]
     uint64_t stacks;      // blob stack n ends at stacks + (n + 1) * kBlobStackSize
     uint64_t blob_entry;  // where the blob's code starts
-    uint64_t hook;        // int (*)(uint64_t index) in the C++ image, or 0
+    uint64_t hook;        // int (*)(void* context, uint64_t index) in the C++ image, or 0
+    uint64_t hook_context;
     uint64_t user_end;    // end of the address space that munmap accepts
     Area vdso[kMaxVdsoAreas];  // ascending and adjacent; the last is the vdso itself
     uint32_t vdso_count;

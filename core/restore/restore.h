@@ -73,6 +73,8 @@ struct PlannedThread {
     std::vector<std::byte> registers;  // user_regs_struct
     std::vector<std::byte> xstate;     // an XSAVE area in standard format
     uint64_t signal_mask = 0;
+    uint64_t rseq = 0;     // restartable sequence area, and the sequence it was in: written back last,
+    uint64_t rseq_cs = 0;  // because the kernel forgets it while other code runs
 };
 
 struct PlannedTask {
@@ -97,8 +99,9 @@ struct RestorePlan {
     std::vector<pid_t> helpers;   // temporary session and group leaders
     uint64_t region_base = 0;     // where programs, arena and blob will lie in every task
     uint64_t region_size = 0;
+    uint32_t stacks = 1;            // blob stacks: threads of the task that has most
     uint32_t descriptor_floor = 0;  // first descriptor number that no task uses
-    uint64_t memory_bytes = 0;
+    uint64_t memory_bytes = 0;      // that READ_PAGES will read
 };
 
 // Restored and held: every thread stands in ptrace-stop, traced by the thread that called
@@ -134,7 +137,7 @@ std::string print_plan(const RestorePlan& plan);
 Result<BuiltForest> build_forest(const RestoreRequest& request, RestoreStats& stats);
 
 // Runs a plan made by plan_restore() for the same request.
-Result<BuiltForest> execute_plan(const RestoreRequest& request, const RestorePlan& plan,
-                                 RestoreStats& stats);
+Result<BuiltForest> execute_plan(const RestoreRequest& request,
+                                 std::shared_ptr<const RestorePlan> plan, RestoreStats& stats);
 
 }  // namespace checkpointd

@@ -34,8 +34,10 @@ ArenaRef Plan::bytes(const void* data, size_t size, size_t align) {
 
 ArenaRef Plan::string(std::string_view text) {
     auto [it, is_new] = strings_.try_emplace(std::string(text));
-    if (is_new)
+    if (is_new) {
         it->second = bytes(it->first.c_str(), text.size() + 1, 1);
+        texts_.insert(it->second.offset);
+    }
     return it->second;
 }
 
@@ -127,7 +129,7 @@ void Program::exit(std::string_view label, int status) {
 }
 
 std::string_view Plan::text_at(uint64_t offset) const {
-    if (offset >= arena_.size())
+    if (!texts_.contains(offset))
         return {};
     const char* text = reinterpret_cast<const char*>(arena_.data()) + offset;
     return {text, strnlen(text, arena_.size() - offset)};

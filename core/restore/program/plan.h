@@ -8,6 +8,7 @@
 #include <string_view>
 #include <type_traits>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "restorer/op.h"
@@ -129,7 +130,7 @@ class Plan {
     uint32_t slots() const { return slots_; }
     const std::deque<Program>& programs() const { return programs_; }
     Program& program(uint32_t index) { return programs_[index]; }
-    // The NUL-terminated text at `offset`; empty if there is none.
+    // The text that string() put at `offset`; empty for anything else.
     std::string_view text_at(uint64_t offset) const;
 
   private:
@@ -137,6 +138,7 @@ class Plan {
     std::vector<Pointer> pointers_;
     std::deque<Program> programs_;  // stable addresses
     std::unordered_map<std::string, ArenaRef> strings_;
+    std::unordered_set<uint64_t> texts_;  // where they lie
     uint32_t slots_ = 0;
 };
 

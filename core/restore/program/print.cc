@@ -29,7 +29,7 @@ bool printable(std::string_view text) {
 // Arena bytes are shown as text where they are text.
 std::string print_arena(const Plan& plan, uint64_t offset) {
     std::string_view text = plan.text_at(offset);
-    if (text.size() > 1 && printable(text))
+    if (printable(text))
         return fmt::format("\"{}\"", text.substr(0, 200));
     return fmt::format("&arena[{:#x}]", offset);
 }

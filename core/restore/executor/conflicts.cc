@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "core/restore/executor/conflicts.h"
+
+#include <charconv>
+#include <cstdio>
+#include <dirent.h>
+#include <fcntl.h>
+#include <memory>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "core/base/io.h"
+
+namespace checkpointd {
+
+namespace {
+
+struct CloseDir {
+    void operator()(DIR* dir) const { closedir(dir); }
+};
+
+std::set<pid_t> wanted_numbers(const RestorePlan& plan) {
+    std::set<pid_t> wanted(plan.helpers.begin(), plan.helpers.end());
+    for (const PlannedTask& task : plan.tasks) {
+        wanted.insert(task.pid);
+        for (const PlannedThread& thread : task.threads)
+            wanted.insert(thread.tid);
+    }
+    return wanted;
+}
+
+// Group and session of a process, from the text after the last ')' of /proc/PID/stat.
+struct Membership {
+    int group = 0;
+    int session = 0;
+};
+
+Membership membership(const std::string& stat) {
+    Membership found;
+    size_t end = stat.rfind(')');
+    if (end != std::string::npos)
+        std::sscanf(stat.c_str() + end + 1, " %*c %*d %d %d", &found.group, &found.session);
+    return found;
+}
+
+std::string comm_of(pid_t id) {
+    auto comm = read_file(AT_FDCWD, fmt::format("/proc/{}/comm", id));
+    return comm && !comm->empty() ? comm->substr(0, comm->size() - 1) : "?";
+}
+
+Error taken(pid_t id, const std::string& by) {
+    return Error{ErrorKind::kConflict, fmt::format("pid {}", id), "is taken by " + by,
+                 "stop it, or restore after a reboot with a PID floor", 0, {}};
+}
+
+// A number stays in use while a group or session has it, though its process is gone.
+void find_members(const std::set<pid_t>& wanted, std::vector<Error>& blockers) {
+    std::unique_ptr<DIR, CloseDir> proc(opendir("/proc"));
+    if (!proc)
+        return;
+    while (dirent* entry = readdir(proc.get())) {
+        std::string_view name = entry->d_name;
+        pid_t pid = 0;
+        if (std::from_chars(name.data(), name.data() + name.size(), pid).ec != std::errc{})
+            continue;
+        auto stat = read_file(AT_FDCWD, fmt::format("/proc/{}/stat", pid));
+        if (!stat)
+            continue;
+        auto [group, session] = membership(*stat);
+        for (pid_t number : {group, session})
+            if (number != pid && wanted.contains(number)) {
+                blockers.push_back(taken(number, fmt::format("the group or session of {} ({})", pid,
+                                                             comm_of(pid))));
+                break;
+            }
+    }
+}
+
+}  // namespace
+
+Result<void> check_conflicts(const RestorePlan& plan) {
+    std::vector<Error> blockers;
+    std::set<pid_t> wanted = wanted_numbers(plan);
+    for (pid_t id : wanted)
+        if (auto stat = read_file(AT_FDCWD, fmt::format("/proc/{}/stat", id)))
+            blockers.push_back(taken(id, comm_of(id)));
+    find_members(wanted, blockers);
+    if (blockers.empty())
+        return {};
+    Error error{ErrorKind::kConflict, "restore", "PIDs of the image are taken", {}, 0,
+                std::move(blockers)};
+    return tl::unexpected(std::move(error));
+}
+
+}  // namespace checkpointd

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include "core/restore/restore.h"
+
+namespace checkpointd {
+
+// kConflict, naming the holders, if a PID or TID of the plan is taken as such, or as the number of a
+// session or group of somebody else.
+Result<void> check_conflicts(const RestorePlan& plan);
+
+}  // namespace checkpointd

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "core/restore/executor/tracer.h"
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "core/base/io.h"
+#include "core/restore/barriers.h"
+#include "core/restore/program/print.h"
+#include "restorer/region.h"
+
+namespace checkpointd {
+
+namespace {
+
+constexpr long kFollow = PTRACE_O_EXITKILL | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
+                         PTRACE_O_TRACECLONE | PTRACE_O_TRACESYSGOOD;
+
+int event_of(int status) {
+    return status >> 16;
+}
+
+// A signal that the program itself raised by a fault: it would only fault again.
+bool is_fault(int signal) {
+    return signal == SIGSEGV || signal == SIGBUS || signal == SIGILL || signal == SIGFPE ||
+           signal == SIGSYS;
+}
+
+}  // namespace
+
+Result<void> resume(pid_t id, int signal) {
+    if (ptrace(PTRACE_CONT, id, 0, signal) < 0 && errno != ESRCH)
+        return fail_errno(fmt::format("pid {}", id), "PTRACE_CONT");
+    return {};
+}
+
+Tracer::Tracer(const RestorePlan& plan) : plan_(plan) {
+    for (const PlannedTask& task : plan.tasks)
+        if (task.zombie)
+            zombies_[task.pid] = &task;
+    helpers_.insert(plan.helpers.begin(), plan.helpers.end());
+}
+
+Tracer::~Tracer() {
+    kill_all();
+}
+
+Result<void> Tracer::seize_agent(pid_t agent) {
+    agent_ = agent;
+    tracees_[agent] = {};
+    // Without CAP_SYS_ADMIN, or under a filter ourselves, filters of targets cannot be suspended
+    // (ptrace(2)); then a restore works as far as the filters allow.
+    if (ptrace(PTRACE_SEIZE, agent, 0, kFollow | PTRACE_O_SUSPEND_SECCOMP) == 0)
+        return {};
+    if (errno != EPERM || ptrace(PTRACE_SEIZE, agent, 0, kFollow) < 0)
+        return fail_errno("restore agent", "PTRACE_SEIZE");
+    return {};
+}
+
+Result<void> Tracer::run(Steps& steps) {
+    while (true) {
+        while (!all_stopped())
+            CKPT_TRY(wait_for_event());
+        if (tracees_.empty())
+            return {};
+        uint64_t lowest = UINT64_MAX;
+        for (const auto& [id, tracee] : tracees_)
+            lowest = std::min(lowest, tracee.barrier);
+        if (lowest >= kFinished)
+            return {};
+        CKPT_TRY(release_lowest(steps));
+    }
+}
+
+bool Tracer::all_stopped() const {
+    for (const auto& [id, tracee] : tracees_)
+        if (!tracee.stopped)
+            return false;
+    return true;
+}
+
+Result<void> Tracer::release_lowest(Steps& steps) {
+    uint64_t lowest = UINT64_MAX;
+    for (const auto& [id, tracee] : tracees_)
+        lowest = std::min(lowest, tracee.barrier);
+    CKPT_TRY(steps.enter(step_after(lowest)));
+    for (auto& [id, tracee] : tracees_) {
+        if (tracee.barrier != lowest)
+            continue;
+        tracee.stopped = false;
+        CKPT_TRY(resume(id));
+    }
+    return {};
+}
+
+Result<void> Tracer::wait_for_event() {
+    CKPT_ASSIGN(pid_t id, next_waitable());
+    int status = 0;
+    if (waitpid(id, &status, __WALL) < 0)
+        return fail_errno(name_of(id), "waitpid");
+    return handle(id, status);
+}
+
+// Who has something to tell. Other children of this thread are left alone: their ends are not ours to
+// take, so while one of them waits to be reaped we ask each of ours in turn.
+Result<pid_t> Tracer::next_waitable() {
+    while (true) {
+        siginfo_t info{};
+        if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WNOWAIT | __WALL | __WNOTHREAD) < 0) {
+            if (errno == EINTR)
+                continue;
+            return fail_errno("restored tasks", "waitid");
+        }
+        if (is_ours(info.si_pid))
+            return info.si_pid;
+        for (const auto& [id, tracee] : tracees_) {
+            siginfo_t own{};
+            if (waitid(P_PID, static_cast<id_t>(id), &own,
+                       WEXITED | WSTOPPED | WNOWAIT | WNOHANG | __WALL | __WNOTHREAD) == 0 &&
+                own.si_pid == id)
+                return id;
+        }
+        poll(nullptr, 0, 1);
+    }
+}
+
+// A new task may stop before its parent's fork event has told us its number.
+bool Tracer::is_ours(pid_t id) const {
+    if (tracees_.contains(id))
+        return true;
+    auto status = read_file(AT_FDCWD, fmt::format("/proc/{}/status", id));
+    if (!status)
+        return false;
+    return status->find(fmt::format("\nTracerPid:\t{}\n", gettid())) != std::string::npos ||
+           status->find(fmt::format("\nTracerPid:\t{}\n", getpid())) != std::string::npos;
+}
+
+Result<void> Tracer::handle(pid_t id, int status) {
+    if (WIFEXITED(status) || WIFSIGNALED(status))
+        return handle_end(id, status);
+    tracees_.try_emplace(id);
+    return handle_stop(id, status);
+}
+
+Result<void> Tracer::handle_end(pid_t id, int status) {
+    tracees_.erase(id);
+    auto zombie = zombies_.find(id);
+    if (zombie != zombies_.end()) {
+        constexpr int kCoreDumped = 0x80;  // whether a core file was written then does not come back
+        if ((status | kCoreDumped) != (zombie->second->exit_status | kCoreDumped))
+            return fail(ErrorKind::kInternal, name_of(id), "a zombie ended in another way");
+        ended_zombies_.insert(id);
+        return {};
+    }
+    bool expected = (id == agent_ || helpers_.contains(id)) && WIFEXITED(status) &&
+                    WEXITSTATUS(status) == 0;
+    if (expected)
+        return {};
+    std::string how = WIFSIGNALED(status) ? fmt::format("killed by signal {}", WTERMSIG(status))
+                                          : fmt::format("exited with {}", WEXITSTATUS(status));
+    return fail(ErrorKind::kGone, name_of(id), "ended while it was restored: " + how);
+}
+
+Result<void> Tracer::handle_stop(pid_t id, int status) {
+    switch (event_of(status)) {
+    case 0:
+        break;
+    case PTRACE_EVENT_FORK:
+    case PTRACE_EVENT_VFORK:
+    case PTRACE_EVENT_CLONE: {
+        unsigned long child = 0;
+        // The child may have ended already (a zombie): then it must not come back to the list.
+        bool told = ptrace(PTRACE_GETEVENTMSG, id, 0, &child) == 0;
+        if (told && child != 0 && !ended_zombies_.contains(static_cast<pid_t>(child)))
+            tracees_.try_emplace(static_cast<pid_t>(child));
+        return resume(id);
+    }
+    default:
+        return resume(id);
+    }
+    if (WSTOPSIG(status) == SIGTRAP)
+        return handle_trap(id);
+    return handle_signal(id, WSTOPSIG(status));
+}
+
+Result<void> Tracer::handle_trap(pid_t id) {
+    user_regs_struct regs{};
+    if (ptrace(PTRACE_GETREGS, id, 0, &regs) < 0)
+        return fail_errno(name_of(id), "PTRACE_GETREGS");
+    if (regs.rax == (restorer::kStopMark | restorer::kAtBarrier)) {
+        tracees_[id] = {true, regs.rdi};
+        return {};
+    }
+    if (regs.rax == (restorer::kStopMark | restorer::kFailed))
+        return tl::unexpected(operation_error(id, regs));
+    return fail(ErrorKind::kInternal, name_of(id), fmt::format("trapped at {:#x}", regs.rip));
+}
+
+Error Tracer::operation_error(pid_t id, const user_regs_struct& regs) const {
+    int code = static_cast<int>(regs.rdx);
+    const auto& programs = plan_.programs.programs();
+    if (regs.rdi >= programs.size() || regs.rsi >= programs[regs.rdi].ops().size())
+        return Error{ErrorKind::kInternal, name_of(id), "an unknown operation failed", {}, code, {}};
+    const restorer::Op& op = programs[regs.rdi].ops()[regs.rsi];
+    Error error = system_error(std::string(plan_.programs.text_at(op.label)),
+                               fmt::format("{} (operation {} of {})",
+                                           print_op(plan_.programs, op), regs.rsi,
+                                           programs[regs.rdi].name()),
+                               code);
+    bool makes_task = op.code == restorer::OpCode::kForkTask || op.code == restorer::OpCode::kThread;
+    if (makes_task && code == EEXIST) {
+        error.kind = ErrorKind::kConflict;
+        error.remedy = "the PID was taken meanwhile; try again";
+    }
+    if (error.object.empty())
+        error.object = name_of(id);
+    return error;
+}
+
+Result<void> Tracer::handle_signal(pid_t id, int signal) {
+    if (zombies_.contains(id))
+        return resume(id, signal);  // the signal of which it died
+    if (!is_fault(signal))
+        return resume(id);
+    user_regs_struct regs{};
+    ptrace(PTRACE_GETREGS, id, 0, &regs);
+    siginfo_t info{};
+    ptrace(PTRACE_GETSIGINFO, id, 0, &info);
+    return fail(ErrorKind::kInternal, name_of(id),
+                fmt::format("{} at {:#x}, address {}", strsignal(signal), regs.rip,
+                            fmt::ptr(info.si_addr)));
+}
+
+std::string Tracer::name_of(pid_t id) const {
+    if (id == agent_)
+        return "restore agent";
+    if (helpers_.contains(id))
+        return fmt::format("temporary leader {}", id);
+    for (const PlannedTask& task : plan_.tasks)
+        for (const PlannedThread& thread : task.threads)
+            if (thread.tid == id)
+                return fmt::format("pid {} ({})", id, task.name);
+    return fmt::format("pid {}", id);
+}
+
+Result<void> Tracer::check_complete() const {
+    size_t threads = 0;
+    for (const PlannedTask& task : plan_.tasks) {
+        if (task.zombie && !ended_zombies_.contains(task.pid))
+            return fail(ErrorKind::kInternal, name_of(task.pid), "is not a zombie");
+        for (const PlannedThread& thread : task.threads)
+            if (!tracees_.contains(thread.tid))
+                return fail(ErrorKind::kInternal, name_of(thread.tid), "was not restored");
+        threads += task.threads.size();
+    }
+    if (threads != tracees_.size())
+        return fail(ErrorKind::kInternal, "restored tasks", "there are more than were planned");
+    return {};
+}
+
+// The stops of PTRACE_SYSCALL are no signals, so they do not touch the handler of SIGTRAP, which is
+// already the program's own, as int3 or a single step would.
+Result<int64_t> Tracer::remote_call(pid_t tid, uint64_t instruction, long nr,
+                                    const std::array<uint64_t, 6>& args) {
+    user_regs_struct regs{};
+    if (ptrace(PTRACE_GETREGS, tid, 0, &regs) < 0)
+        return fail_errno(name_of(tid), "PTRACE_GETREGS");
+    regs.rip = instruction;
+    regs.rax = static_cast<uint64_t>(nr);
+    regs.orig_rax = static_cast<uint64_t>(-1);
+    regs.rdi = args[0], regs.rsi = args[1], regs.rdx = args[2];
+    regs.r10 = args[3], regs.r8 = args[4], regs.r9 = args[5];
+    if (ptrace(PTRACE_SETREGS, tid, 0, &regs) < 0)
+        return fail_errno(name_of(tid), "PTRACE_SETREGS");
+    CKPT_TRY(until_syscall_stop(tid));
+    CKPT_TRY(until_syscall_stop(tid));
+    if (ptrace(PTRACE_GETREGS, tid, 0, &regs) < 0)
+        return fail_errno(name_of(tid), "PTRACE_GETREGS");
+    return static_cast<int64_t>(regs.rax);
+}
+
+Result<void> Tracer::until_syscall_stop(pid_t tid) {
+    if (ptrace(PTRACE_SYSCALL, tid, 0, 0) < 0)
+        return fail_errno(name_of(tid), "PTRACE_SYSCALL");
+    int status = 0;
+    if (waitpid(tid, &status, __WALL) < 0)
+        return fail_errno(name_of(tid), "waitpid");
+    if (WIFEXITED(status) || WIFSIGNALED(status))
+        return handle_end(tid, status);
+    if (WSTOPSIG(status) != (SIGTRAP | 0x80))
+        return fail(ErrorKind::kInternal, name_of(tid),
+                    fmt::format("stopped with status {:#x} in a remote call", status));
+    return {};
+}
+
+// First nobody dies with us any more, then everybody runs: so that our death in between leaves no half
+// of a forest, but for the few microseconds of the first loop.
+Result<void> Tracer::let_go() {
+    for (const auto& [id, tracee] : tracees_)
+        if (ptrace(PTRACE_SETOPTIONS, id, 0, 0) < 0)
+            return fail_errno(name_of(id), "PTRACE_SETOPTIONS");
+    std::vector<Error> errors;
+    for (const auto& [id, tracee] : tracees_)
+        if (ptrace(PTRACE_DETACH, id, 0, 0) < 0)
+            errors.push_back(system_error(name_of(id), "PTRACE_DETACH", errno));
+    tracees_.clear();
+    return all_blockers("restored tasks", "could not be let go", std::move(errors));
+}
+
+void Tracer::kill_all() {
+    while (!tracees_.empty()) {
+        for (const auto& [id, tracee] : tracees_)
+            kill(id, SIGKILL);
+        std::set<pid_t> left;
+        for (const auto& [id, tracee] : tracees_)
+            left.insert(id);
+        // Ends come in any order, and tasks that were being made when we gave up come as new ones.
+        for (pid_t id : left) {
+            int status = 0;
+            pid_t got = waitpid(id, &status, __WALL | WNOHANG);
+            bool ended = got == id && (WIFEXITED(status) || WIFSIGNALED(status));
+            bool unknown = got < 0 && errno == ECHILD;
+            if (ended || unknown)
+                tracees_.erase(id);
+        }
+        siginfo_t info{};
+        int flags = WEXITED | WSTOPPED | WNOWAIT | WNOHANG | __WALL | __WNOTHREAD;
+        if (waitid(P_ALL, 0, &info, flags) == 0 && info.si_pid != 0 && is_ours(info.si_pid))
+            tracees_.try_emplace(info.si_pid);
+        else if (!tracees_.empty())
+            poll(nullptr, 0, 1);
+    }
+}
+
+}  // namespace checkpointd

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include "core/base/error.h"
+#include "core/base/steps.h"
+#include "core/restore/restore.h"
+
+namespace checkpointd {
+
+// Follows everything that comes out of the agent, by ptrace, from the one thread that made it. Kills
+// and reaps all of it when destroyed, unless let go.
+class Tracer {
+  public:
+    explicit Tracer(const RestorePlan& plan);
+    Tracer(const Tracer&) = delete;
+    Tracer& operator=(const Tracer&) = delete;
+    ~Tracer();
+
+    // Attaches to the agent, which waits for it; all descendants follow.
+    Result<void> seize_agent(pid_t agent);
+    // Runs the programs from barrier to barrier until every living thread stands at kFinished.
+    Result<void> run(Steps& steps);
+    // Checks that exactly the planned threads live, and zombies are zombies.
+    Result<void> check_complete() const;
+    // One system call in a stopped thread at `instruction`, which may vanish by it.
+    Result<int64_t> remote_call(pid_t tid, uint64_t instruction, long nr,
+                                const std::array<uint64_t, 6>& args);
+    // Detaches everything; nothing is left to kill.
+    Result<void> let_go();
+
+  private:
+    struct Tracee {
+        bool stopped = false;
+        uint64_t barrier = 0;
+    };
+
+    Result<void> wait_for_event();
+    Result<pid_t> next_waitable();
+    Result<void> handle(pid_t id, int status);
+    Result<void> handle_end(pid_t id, int status);
+    Result<void> handle_stop(pid_t id, int status);
+    Result<void> handle_trap(pid_t id);
+    Result<void> handle_signal(pid_t id, int signal);
+    Result<void> release_lowest(Steps& steps);
+    Result<int64_t> finish_remote_call(pid_t tid);
+    Result<void> until_syscall_stop(pid_t tid);
+    bool all_stopped() const;
+    bool is_ours(pid_t id) const;
+    std::string name_of(pid_t id) const;
+    Error operation_error(pid_t id, const user_regs_struct& regs) const;
+    void kill_all();
+
+    const RestorePlan& plan_;
+    std::map<pid_t, const PlannedTask*> zombies_;
+    std::set<pid_t> helpers_;
+    std::set<pid_t> ended_zombies_;
+    std::map<pid_t, Tracee> tracees_;
+    pid_t agent_ = -1;
+};
+
+// Continues a stopped tracee; its death meanwhile is not an error (the wait will tell).
+Result<void> resume(pid_t id, int signal = 0);
+
+}  // namespace checkpointd

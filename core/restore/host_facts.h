@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <cstdint>
+#include <sys/resource.h>
+#include <sys/types.h>
+#include <time.h>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/restore/own_maps.h"
+
+namespace checkpointd {
+
+// What the tasks will inherit from us, and what this kernel can do: a plan only changes what differs.
+struct HostFacts {
+    std::vector<OwnMapping> mappings;
+    std::vector<rlimit> limits;      // by RLIMIT_*
+    timespec monotonic_offset{};     // of the time namespace that children get
+    timespec boottime_offset{};
+    timespec monotonic{};
+    timespec boottime{};
+    timespec realtime{};
+    bool timer_ids = false;          // PR_TIMER_CREATE_RESTORE_IDS (Linux 6.15)
+    int oom_score_adj = 0;
+    int nice = 0;
+    int policy = 0;
+    uint32_t highest_descriptor = 0;
+};
+
+Result<HostFacts> host_facts();
+
+}  // namespace checkpointd

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <algorithm>
+#include <cinttypes>
+#include <csignal>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <fmt/format.h>
+
+#include "core/arch/x86_64/state_from_image.h"
+#include "core/restore/barriers.h"
+#include "core/restore/executor/region.h"
+#include "core/restore/forest_images.h"
+#include "core/restore/host_facts.h"
+#include "core/restore/lineage.h"
+#include "core/restore/memory_plan.h"
+#include "core/restore/program/print.h"
+#include "core/restore/restore.h"
+#include "core/restore/restore_files.h"
+#include "core/restore/task_state.h"
+#include "images/image_dir.h"
+
+namespace checkpointd {
+
+namespace {
+
+constexpr long kNanosecond = 1'000'000'000;
+
+timespec add(timespec a, timespec b) {
+    timespec sum{a.tv_sec + b.tv_sec, a.tv_nsec + b.tv_nsec};
+    while (sum.tv_nsec >= kNanosecond)
+        sum.tv_sec++, sum.tv_nsec -= kNanosecond;
+    while (sum.tv_nsec < 0)
+        sum.tv_sec--, sum.tv_nsec += kNanosecond;
+    return sum;
+}
+
+timespec subtract(timespec a, timespec b) {
+    return add(a, {-b.tv_sec, -b.tv_nsec});
+}
+
+timespec from_image(const images::timespec& time) {
+    return {static_cast<time_t>(time.tv_sec()), static_cast<long>(time.tv_nsec())};
+}
+
+class RestorePlanner {
+  public:
+    RestorePlanner(const RestoreRequest& request, images::ImageDir dir)
+        : request_(request), dir_(std::move(dir)), result_(std::make_unique<RestorePlan>()),
+          plan_(result_->programs), agent_(plan_.new_program("agent")) {}
+
+    Result<std::unique_ptr<RestorePlan>> plan() {
+        CKPT_ASSIGN(facts_, host_facts());
+        CKPT_ASSIGN(forest_, read_forest(dir_));
+        CKPT_ASSIGN(files_, MappedFiles::read(dir_));
+        CKPT_TRY(plan_family());
+        CKPT_TRY(open_agent());
+        MemoryPlanner memory(dir_, forest_, facts_, agent_, image_dir_, proc_);
+        std::vector<Error> blockers;
+        check_sharing(blockers);
+        memory.check(blockers);
+        CKPT_TRY(all_blockers("restore", "the image cannot be restored here", std::move(blockers)));
+        CKPT_TRY(plan_window(memory));
+        enter_namespaces();
+        for (const TaskImages& task : forest_.tasks)
+            CKPT_TRY(plan_task(task, memory));
+        plan_makers();
+        agent_.exit("agent leaves", 0);
+        result_->memory_bytes = memory.bytes();
+        CKPT_TRY(place_region());
+        return std::move(result_);
+    }
+
+  private:
+    // Programs of a task; a zombie has only a stage.
+    struct TaskProgramSet {
+        Program* births;  // until everybody exists; continues as the stage
+        Program* blob = nullptr;
+    };
+
+    Result<void> plan_family() {
+        std::vector<LineageTask> tasks;
+        for (const TaskImages& task : forest_.tasks)
+            tasks.push_back({task.pid(), static_cast<pid_t>(task.entry.ppid()),
+                             static_cast<pid_t>(task.entry.pgid()),
+                             static_cast<pid_t>(task.entry.sid()), task.object()});
+        CKPT_ASSIGN(lineage_, plan_lineage(tasks, request_.shell_job));
+        for (const Maker& maker : lineage_.makers)
+            if (maker.pid == 0)
+                stages_[0] = &agent_;
+            else
+                stages_[maker.pid] = &plan_.new_program(fmt::format(
+                    "{} {} stage", maker.temporary ? "temporary leader" : "pid", maker.pid));
+        for (const Maker& maker : lineage_.makers)
+            if (maker.temporary)
+                result_->helpers.push_back(maker.pid);
+        for (const TaskImages& task : forest_.tasks)
+            if (forest_.find(static_cast<pid_t>(task.entry.ppid())) == nullptr)
+                result_->roots.push_back(task.pid());
+        return {};
+    }
+
+    void check_sharing(std::vector<Error>& blockers) const {
+        std::map<uint32_t, std::string> memory, actions;
+        for (const TaskImages& task : forest_.tasks) {
+            if (task.zombie())
+                continue;
+            if (!memory.try_emplace(task.ids.vm_id(), task.object()).second)
+                blockers.push_back(Error{ErrorKind::kUnsupported, task.object(),
+                                         "shares its memory with another process", {}, 0, {}});
+            else if (!actions.try_emplace(task.ids.sighand_id(), task.object()).second)
+                blockers.push_back(Error{ErrorKind::kUnsupported, task.object(),
+                                         "shares signal handlers with another process", {}, 0, {}});
+        }
+    }
+
+    Slot keep(const std::string& label, int fd) {
+        return agent_.descriptor(label, SYS_fcntl,
+                                 {fd, F_DUPFD_CLOEXEC, result_->descriptor_floor});
+    }
+
+    // The agent is born with everything that we have open. It keeps what it needs above every number
+    // that a task uses, and closes the rest.
+    Result<void> open_agent() {
+        result_->agent_program = agent_.index();
+        result_->descriptor_floor = facts_.highest_descriptor + 1;
+        rlimit most = facts_.limits[RLIMIT_NOFILE];
+        most.rlim_cur = most.rlim_max;
+        agent_.call("agent's limit of descriptors", SYS_prlimit64,
+                    {0, RLIMIT_NOFILE, plan_.object(most), 0});
+        image_dir_ = keep("image directory", request_.image_dir_fd);
+        proc_ = agent_.descriptor("/proc", SYS_openat,
+                                  {AT_FDCWD, plan_.string("/proc"),
+                                   O_PATH | O_DIRECTORY | O_CLOEXEC});
+        if (request_.namespaces_of_pidfd)
+            namespaces_ = keep("process whose namespaces are joined", *request_.namespaces_of_pidfd);
+        for (const auto& [key, fd] : request_.externals)
+            externals_[key] = keep(key, fd);
+        agent_.call("inherited descriptors", SYS_close_range,
+                    {0, result_->descriptor_floor - 1, 0});
+        return {};
+    }
+
+    Result<void> plan_window(MemoryPlanner& memory) {
+        if (uint64_t size = memory.window_size(); size > 0) {
+            CKPT_ASSIGN(uint64_t window, free_place(forest_, facts_.mappings, size));
+            facts_.mappings.push_back({window, window + size, "shared segments"});
+            return memory.plan_agent(window);
+        }
+        return memory.plan_agent(0);
+    }
+
+    // Offsets are absolute, relative to the initial namespace, while our clocks already have our own
+    // namespace's: time_namespaces(7).
+    void make_time_namespace() {
+        if (!request_.time_namespace || !forest_.clocks)
+            return;
+        timespec monotonic = subtract(from_image(forest_.clocks->monotonic()),
+                                      subtract(facts_.monotonic, facts_.monotonic_offset));
+        timespec boottime = subtract(from_image(forest_.clocks->boottime()),
+                                     subtract(facts_.boottime, facts_.boottime_offset));
+        std::string text =
+            fmt::format("monotonic {} {}\nboottime {} {}\n", monotonic.tv_sec, monotonic.tv_nsec,
+                        boottime.tv_sec, boottime.tv_nsec);
+        agent_.call("time namespace", SYS_unshare, {CLONE_NEWTIME});
+        Slot file = agent_.descriptor("time namespace", SYS_openat,
+                                      {proc_, plan_.string("self/timens_offsets"),
+                                       O_WRONLY | O_CLOEXEC});
+        agent_.call_expect("time namespace", static_cast<int64_t>(text.size()), SYS_write,
+                           {file, plan_.string(text), text.size()});
+        agent_.call("time namespace", SYS_close, {file});
+    }
+
+    void enter_namespaces() {
+        make_time_namespace();
+        if (namespaces_)
+            agent_.call("namespaces", SYS_setns,
+                        {*namespaces_, CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET |
+                                           CLONE_NEWCGROUP});
+    }
+
+    void plan_births(const Maker& maker, const std::vector<Birth>& births) {
+        for (const Birth& birth : births)
+            stages_[maker.pid]->fork_task(fmt::format("pid {}", birth.pid), birth.pid,
+                                          *stages_[birth.pid], birth.for_parent ? CLONE_PARENT : 0);
+    }
+
+    // Everything of a stage up to where all processes exist in their sessions and groups.
+    void begin_stage(const Maker& maker) {
+        Program& stage = *stages_[maker.pid];
+        std::string label = fmt::format("pid {} session", maker.pid);
+        plan_births(maker, maker.before);
+        if (maker.new_session)
+            stage.call_expect(label, maker.pid, SYS_setsid, {});
+        plan_births(maker, maker.after);
+        if (maker.pid == 0)
+            return;
+        stage.barrier("everybody exists", kAllForked);
+        if (!lineage_.has_groups && result_->helpers.empty())
+            return;
+        label = fmt::format("pid {} group", maker.pid);
+        if (maker.group == Maker::Group::kLeads)
+            stage.call(label, SYS_setpgid, {0, 0});
+        stage.barrier("groups are led", kGroupsLed);
+        if (maker.group == Maker::Group::kJoins)
+            stage.call(label, SYS_setpgid, {0, maker.joins});
+        stage.barrier("groups are joined", kGroupsJoined);
+        for (pid_t helper : maker.reaps)
+            stage.call_expect(fmt::format("temporary leader {}", helper), helper, SYS_wait4,
+                              {helper, 0, __WALL, 0});
+    }
+
+    // The makers' part stands before what plan_task() has put into the stages.
+    void plan_makers() {
+        for (const Maker& maker : lineage_.makers) {
+            Program& stage = *stages_[maker.pid];
+            std::vector<restorer::Op> rest;
+            if (maker.pid != 0)
+                rest.swap(stage.ops());
+            begin_stage(maker);
+            stage.ops().insert(stage.ops().end(), rest.begin(), rest.end());
+            if (maker.temporary)
+                stage.exit("temporary leader leaves", 0);
+        }
+    }
+
+    Result<void> plan_task(const TaskImages& task, MemoryPlanner& memory) {
+        PlannedTask planned;
+        planned.pid = task.pid();
+        planned.name = task.name();
+        planned.zombie = task.zombie();
+        planned.stopped = task.stopped();
+        planned.exit_status = static_cast<int>(task.core.tc().exit_code());
+        Program& stage = *stages_[task.pid()];
+        planned.stage_program = stage.index();
+        if (planned.zombie)
+            plan_death(task, stage);
+        else
+            CKPT_TRY(plan_life(task, planned, stage, memory));
+        result_->tasks.push_back(std::move(planned));
+        return {};
+    }
+
+    void plan_death(const TaskImages& task, Program& stage) {
+        std::string label = fmt::format("pid {} zombie", task.pid());
+        stage.call(label, SYS_prctl, {PR_SET_NAME, plan_.string(task.name()), 0, 0, 0});
+        stage.barrier("files are in place", kStagePlaced);
+        int status = static_cast<int>(task.core.tc().exit_code());
+        if (int signal = status & 0x7f) {
+            uint64_t none = 0;
+            stage.call(label, SYS_prctl, {PR_SET_DUMPABLE, 0, 0, 0, 0});  // no core file
+            stage.call(label, SYS_rt_sigprocmask, {SIG_SETMASK, plan_.object(none), 0, sizeof(none)});
+            stage.call(label, SYS_kill, {task.pid(), signal});
+        }
+        stage.exit(label, status >> 8 & 0xff);
+    }
+
+    Result<void> plan_life(const TaskImages& task, PlannedTask& planned, Program& stage,
+                           MemoryPlanner& memory) {
+        Program& blob = plan_.new_program(fmt::format("pid {} blob", task.pid()));
+        CKPT_TRY(plan_oom_score(task, facts_, proc_, stage));
+        plan_hooks(task, stage);
+        stage.barrier("files are in place", kStagePlaced);
+        stage.enter_blob(fmt::format("pid {}", task.pid()), blob, 0);
+        CKPT_TRY(memory.plan_task(task, blob,
+                                  [&](uint32_t id) { return files_.slot_of(id, agent_); }));
+        CKPT_TRY(add_thread(planned, task.core, task.pid()));
+        CKPT_TRY(plan_threads(task, planned, blob));
+        blob.barrier("memory and threads are there", kMemoryReplaced);
+        CKPT_TRY(plan_signal_actions(task, planned, blob));
+        CKPT_TRY(plan_limits(task, facts_, blob));
+        CKPT_TRY(plan_shared_signals(task, planned, blob));
+        CKPT_TRY(plan_thread({task.pid(), task.pid(), task.core, task.object()}, planned, blob));
+        blob.barrier("threads are ready", kThreadsReady);
+        CKPT_TRY(plan_process_flags(task, blob));
+        CKPT_TRY(plan_timers(task, facts_, blob));
+        blob.call(fmt::format("pid {} service descriptors", task.pid()), SYS_close_range,
+                  {result_->descriptor_floor, ~0u, 0});
+        blob.barrier("finished", kFinished);
+        return {};
+    }
+
+    void plan_hooks(const TaskImages& task, Program& stage) {
+        for (size_t i = 0; i < request_.hooks.size(); i++)
+            if (request_.hooks[i].pid == task.pid())
+                stage.append(restorer::OpCode::kHook,
+                             fmt::format("hook {} in pid {}", request_.hooks[i].name, task.pid()),
+                             {i});
+    }
+
+    Result<void> plan_threads(const TaskImages& task, PlannedTask& planned, Program& blob) {
+        uint64_t stack = 1;  // 0 is the main thread's
+        for (const auto& [tid, core] : task.threads) {
+            std::string object = fmt::format("pid {} tid {}", task.pid(), tid);
+            Program& program = plan_.new_program(object + " blob");
+            blob.thread(object, tid, program, stack++);
+            program.barrier("memory and threads are there", kMemoryReplaced);
+            CKPT_TRY(plan_thread({task.pid(), tid, core, object}, planned, program));
+            program.barrier("threads are ready", kThreadsReady);
+            program.barrier("finished", kFinished);
+            CKPT_TRY(add_thread(planned, core, tid));
+        }
+        result_->stacks = std::max(result_->stacks, static_cast<uint32_t>(stack));
+        return {};
+    }
+
+    Result<void> plan_thread(const ThreadState& thread, PlannedTask& planned, Program& program) {
+        CKPT_TRY(plan_thread_basics(thread, program));
+        CKPT_TRY(plan_schedule(thread, facts_, program));
+        CKPT_TRY(plan_pending_signals(thread, planned, program));
+        CKPT_TRY(plan_filters(thread, forest_.seccomp, program));
+        return plan_credentials(thread, program);
+    }
+
+    Result<void> add_thread(PlannedTask& planned, const images::core_entry& core, pid_t tid) {
+        std::string object = fmt::format("pid {} tid {}", planned.pid, tid);
+        PlannedThread thread;
+        thread.tid = tid;
+        CKPT_ASSIGN(thread.registers, registers_from_image(core.thread_info().gpregs(), object));
+        CKPT_ASSIGN(thread.xstate, xstate_from_image(core.thread_info().fpregs(), object));
+        thread.signal_mask = signal_mask(core);
+        const images::rseq_entry& rseq = core.thread_core().rseq_entry();
+        thread.rseq = rseq.rseq_abi_pointer();
+        thread.rseq_cs = rseq.rseq_cs_pointer();
+        planned.threads.push_back(std::move(thread));
+        return {};
+    }
+
+    Result<void> place_region() {
+        CKPT_ASSIGN(std::vector<restorer::Area> vdso, own_vdso());
+        uint64_t parking = 0;
+        for (const restorer::Area& area : vdso)
+            parking += area.size;
+        result_->region_size = region_layout(plan_, result_->stacks, parking).size;
+        CKPT_ASSIGN(result_->region_base,
+                    free_place(forest_, facts_.mappings, result_->region_size));
+        return {};
+    }
+
+    const RestoreRequest& request_;
+    images::ImageDir dir_;
+    std::unique_ptr<RestorePlan> result_;
+    Plan& plan_;
+    Program& agent_;
+    HostFacts facts_;
+    ForestImages forest_;
+    MappedFiles files_;
+    Lineage lineage_;
+    std::map<pid_t, Program*> stages_;
+    std::map<std::string, Slot> externals_;
+    std::optional<Slot> namespaces_;
+    Slot image_dir_;
+    Slot proc_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<RestorePlan>> plan_restore(const RestoreRequest& request) {
+    ScopedFd copy(fcntl(request.image_dir_fd, F_DUPFD_CLOEXEC, 0));
+    if (!copy)
+        return fail_errno("image directory", "fcntl");
+    RestorePlanner planner(request, images::ImageDir::adopt(std::move(copy), "image"));
+    return planner.plan();
+}
+
+std::string print_plan(const RestorePlan& plan) {
+    std::string text = fmt::format("region {:#x}-{:#x}, descriptors from {}\n", plan.region_base,
+                                   plan.region_base + plan.region_size, plan.descriptor_floor);
+    for (const Program& program : plan.programs.programs())
+        text += print_program(plan.programs, program);
+    for (const PlannedTask& task : plan.tasks)
+        for (const PlannedThread& thread : task.threads)
+            text += fmt::format("set registers of tid {}, signal mask {:#x}\n", thread.tid,
+                                thread.signal_mask);
+    return text;
+}
+
+}  // namespace checkpointd

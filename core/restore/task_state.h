@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// What belongs to a task or a thread and is neither memory nor descriptor: on the way back.
+#pragma once
+
+#include "core/base/error.h"
+#include "core/restore/forest_images.h"
+#include "core/restore/host_facts.h"
+#include "core/restore/program/plan.h"
+#include "core/restore/restore.h"
+
+namespace checkpointd {
+
+struct ThreadState {
+    pid_t pid;  // of the process
+    pid_t tid;
+    const images::core_entry& core;
+    const std::string object;  // "pid 7 tid 9"
+};
+
+// Emits into a thread's blob program, in the order in which they must run.
+Result<void> plan_thread_basics(const ThreadState& thread, Program& program);  // TLS-near state, name
+Result<void> plan_schedule(const ThreadState& thread, const HostFacts& facts, Program& program);
+Result<void> plan_pending_signals(const ThreadState& thread, PlannedTask& planned,
+                                  Program& program);
+// Filters are loaded while the tracer suspends them, before capabilities are given up.
+Result<void> plan_filters(const ThreadState& thread, const images::seccomp_entry& filters,
+                          Program& program);
+Result<void> plan_credentials(const ThreadState& thread, Program& program);
+
+// Emits into the main thread's blob program.
+Result<void> plan_signal_actions(const TaskImages& task, PlannedTask& planned, Program& program);
+Result<void> plan_shared_signals(const TaskImages& task, PlannedTask& planned, Program& program);
+Result<void> plan_timers(const TaskImages& task, const HostFacts& facts, Program& program);
+Result<void> plan_limits(const TaskImages& task, const HostFacts& facts, Program& program);
+Result<void> plan_process_flags(const TaskImages& task, Program& program);
+
+// Emits into the stage: what needs /proc. `proc` is a descriptor of it.
+Result<void> plan_oom_score(const TaskImages& task, const HostFacts& facts, Slot proc,
+                            Program& stage);
+
+// The mask that a thread had, as PTRACE_SETSIGMASK takes it.
+uint64_t signal_mask(const images::core_entry& core);
+
+}  // namespace checkpointd
