@@ -286,13 +286,22 @@ Result<void> StagedUnit::wait_running(pid_t main_pid, Steps& steps, Deadline dea
     return {};
 }
 
-Result<void> StagedUnit::hand_over(pid_t main_pid, Steps& steps, Deadline deadline) {
+Result<void> StagedUnit::commit_to(const std::function<Result<void>()>& commit) {
+    CKPT_TRY(journal_->drop(std::exchange(unstage_undo_, 0)));
+    auto committed = commit();
+    if (committed)
+        return {};
+    CKPT_ASSIGN(unstage_undo_, journal_->add(kUnstage, {facts_.id}));
+    return committed;
+}
+
+Result<void> StagedUnit::hand_over(pid_t main_pid, const std::function<Result<void>()>& commit,
+                                   Steps& steps, Deadline deadline) {
     CKPT_TRY(announce(main_pid, steps, deadline));
     CKPT_TRY(dismiss_helper(steps, deadline));
     CKPT_TRY(wait_running(main_pid, steps, deadline));
     CKPT_TRY(steps.enter("units.hand-over.commit"));
-    CKPT_TRY(journal_->drop(unstage_undo_));
-    unstage_undo_ = 0;
+    CKPT_TRY(commit_to(commit));
     // The restore has succeeded: what fails from here on is no reason to take it back. A drop-in that
     // could not be removed stays in the journal.
     (void)steps.enter("units.hand-over.remove-drop-in");

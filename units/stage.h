@@ -6,6 +6,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 #include <sys/types.h>
 #include <utility>
@@ -60,9 +61,13 @@ class StagedUnit {
     const std::vector<std::pair<std::string, ScopedFd>>& externals() const { return externals_; }
 
     // Makes `main_pid` (alive, a child of PID 1, in the unit's cgroup) the unit's main process and the
-    // unit active; the helper leaves; the drop-in is removed. From its success on the unit is on its own.
-    // On failure call abandon() or destroy the object.
-    Result<void> hand_over(pid_t main_pid, Steps& steps, Deadline deadline);
+    // unit active; the helper leaves; `commit` lets the tasks run (BuiltForest::commit(): up to there they
+    // are held, and die with us); the drop-in is removed. From its success on the unit is on its own. On
+    // failure call abandon() or destroy the object, after the forest was dropped.
+    // Should we die between the journal's commit and `commit`, the tasks die with us, and the drop-in, still
+    // there, makes that a clean end: nothing of the image has run.
+    Result<void> hand_over(pid_t main_pid, const std::function<Result<void>()>& commit, Steps& steps,
+                           Deadline deadline);
 
     // Undoes everything; also done by the destructor.
     Result<void> abandon();
@@ -75,6 +80,7 @@ class StagedUnit {
     Result<void> open_cgroup();
     Result<ScopedFd> take_listener(const UnitExternal& wanted, const std::vector<std::string>& names);
     Result<void> take_descriptors();
+    Result<void> commit_to(const std::function<Result<void>()>& commit);
     Result<void> announce(pid_t main_pid, Steps& steps, Deadline deadline);
     Result<void> dismiss_helper(Steps& steps, Deadline deadline);
     Result<void> wait_running(pid_t main_pid, Steps& steps, Deadline deadline);

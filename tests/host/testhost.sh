@@ -54,8 +54,7 @@ testhost_lock() {
 testhost_leader() {
     local pid
     pid=$(cat "$state/leader" 2>/dev/null) && [ -n "$pid" ] || return 1
-    grep -q "^0::/.*checkpointd-testhost/$name/host\|^0::/checkpointd-testhost/$name/host" \
-        "/proc/$pid/cgroup" 2>/dev/null || return 1
+    grep -q "^0::/.*checkpointd-testhost/$name/host" "/proc/$pid/cgroup" 2>/dev/null || return 1
     # A zombie that waits for its namespace to empty is no host any more.
     grep -q '^State:[[:space:]]*[^ZX]' "/proc/$pid/status" 2>/dev/null || return 1
     echo "$pid"
