@@ -58,12 +58,14 @@ class CounterWatch:
         now = self.state()
         for key in ("pid", "consumer", "threads"):
             check_equal(now[key], before[key], f"{when}: {key}")
-        check(before["count"] <= now["count"] <= before["count"] + 100,
-              f"{when}: the counter goes on from {before['count']}", now["count"])
+        # Ten a second by its own clock, which stood still with it.
+        most = before["count"] + (now["monotonic_ns"] - before["monotonic_ns"]) / 1e8 + 3
+        check(before["count"] <= now["count"] <= most,
+              f"{when}: the counter goes on from {before['count']}, at most to {most:.0f}", now["count"])
         self.check_threads(now, when)
         self.check_alive(when)
 
-    def check_deadline(self, before, when, tolerance=0.25):
+    def check_deadline(self, before, when, tolerance=0.5):
         """The thread that slept towards a deadline when `before` was taken wakes at it."""
         left = (before["next_deadline_ns"] - before["monotonic_ns"]) / 1e9
         wait_for(lambda: self.state()["wakes"] > before["wakes"], f"{when}: the sleeper wakes",
