@@ -1,7 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """./dev demo: two running services go to disk, through a reboot, and come back as they were."""
-import os
 import re
 import signal
 import sys
@@ -192,7 +191,7 @@ def explain_failure(host, failure):
 
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    host = Host(f"demo-{os.getpid()}")
+    host = Host("demo")
     try:
         host.up()
         Demo(host).run()

@@ -13,11 +13,12 @@ A suite is a program:
 
     harness.main()
 
-`t.host(NAME)` boots `./dev testhost up SUITE-NAME`; every host goes down when the suite ends, also when
+`t.host(NAME)` boots `./dev testhost up SUITE-NAME-CHECKOUT`; every host goes down when the suite ends, also when
 it is killed (up --owner). `raise harness.Skip("why")` skips a case. CHECKPOINTD_SOAK=1 in the environment
 (`./dev soak`) asks for the long version: `harness.SOAK`.
 """
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -30,6 +31,8 @@ import traceback
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 DEV = str(TOP / "dev")
+# Two checkouts on one machine may test at the same time; the names of their hosts differ by this.
+CHECKOUT = hashlib.sha256(str(TOP).encode()).hexdigest()[:4]
 SOAK = os.environ.get("CHECKPOINTD_SOAK") == "1"
 
 
@@ -100,10 +103,10 @@ def run_here(*command, check=True, input=None, timeout=120):
 
 
 class Host:
-    """A test host that is up. Commands run as root inside, in a clean environment."""
+    """A test host. Commands run as root inside, in a clean environment."""
 
     def __init__(self, name):
-        self.name = name
+        self.name = f"{name}-{CHECKOUT}"
 
     def up(self):
         run_here(DEV, "testhost", "up", self.name, "--no-build", "--owner", str(os.getpid()))
