@@ -42,7 +42,7 @@ class SeizedThread {
     Result<std::vector<std::vector<sock_filter>>> seccomp_filters() const;
 
   private:
-    friend class SeizedForest;
+    friend class Seizer;
     pid_t tid_;
     user_regs_struct regs_;
     uint64_t signal_mask_ = 0;

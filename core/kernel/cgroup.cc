@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/kernel/proc_task.h"
 
 namespace checkpointd {
 namespace {
@@ -143,22 +144,12 @@ Result<std::string> cgroup2_mount_point() {
     return parse_cgroup2_mount_point(text);
 }
 
-Result<std::string> parse_cgroup2_path(std::string_view proc_cgroup) {
-    std::string found;
-    for_each_line(proc_cgroup, [&](std::string_view line) {
-        if (line.starts_with("0::"))
-            found = std::string(line.substr(3));
-    });
-    if (found.empty())
-        return fail(ErrorKind::kNotFound, "cgroup2", "the process is in no cgroup2 tree");
-    return found;
-}
-
 Result<std::string> cgroup2_of(pid_t pid) {
     CKPT_ASSIGN(std::string top, cgroup2_mount_point());
-    CKPT_ASSIGN(std::string text, read_file(AT_FDCWD, fmt::format("/proc/{}/cgroup", pid)));
-    CKPT_ASSIGN(std::string path, parse_cgroup2_path(text));
-    return path == "/" ? top : top + path;
+    CKPT_ASSIGN(std::optional<std::string> path, read_cgroup2_path(pid));
+    if (!path)
+        return fail(ErrorKind::kNotFound, fmt::format("pid {}", pid), "is in no cgroup2 tree");
+    return *path == "/" ? top : top + *path;
 }
 
 Result<std::vector<pid_t>> cgroup_processes(const std::string& path) {

@@ -18,8 +18,6 @@ Result<std::string> parse_cgroup2_mount_point(std::string_view mountinfo);
 
 // The cgroup2 directory a process is in, as an absolute path below the mount point.
 Result<std::string> cgroup2_of(pid_t pid);
-// The path after "0::" of a /proc/PID/cgroup text, relative to the mount point ("/system.slice/x").
-Result<std::string> parse_cgroup2_path(std::string_view proc_cgroup);
 
 // All processes (thread group leaders) or threads of a cgroup and of those below it, ascending. Zombies are
 // not listed by the kernel, except a leader whose other threads live on. `path`: absolute directory.

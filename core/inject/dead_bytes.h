@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/inject/remote_syscalls.h"
+#include "core/inject/seize.h"
+
+namespace checkpointd {
+
+// An address in executable memory of the process with kStubSize bytes that nobody needs: zeros at the very end
+// of the vdso or of a file's private executable mapping, or a stub that a dead injector left there and that no
+// thread of the process stands in or will return to. kUnsupported where there is none.
+Result<uint64_t> find_dead_bytes(const SeizedProcess& process, StubPlace place);
+
+}  // namespace checkpointd
