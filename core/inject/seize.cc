@@ -65,6 +65,13 @@ StopReport look_for_stop(pid_t tid) {
     return {};
 }
 
+// As soon as a thread stands: should we die later, it sees no EINTR without a signal.
+void repair_wait(pid_t tid) {
+    Result<user_regs_struct> regs = ptrace_get_regs(tid);
+    if (regs && repair_spurious_eintr(*regs))
+        (void)ptrace_set_regs(tid, *regs);
+}
+
 // The tracer takes the exit status of a dying tracee; without that its own parent does not hear of it.
 void reap(pid_t tid, Clock::time_point deadline) {
     for (;;) {
@@ -329,6 +336,7 @@ bool Seizer::look_at(Process& process) {
             process.tasks.erase(task);
         } else if (report.state == StopReport::State::kStopped) {
             task->second = {State::kStopped, report.group_signal};
+            repair_wait(task->first);
         } else {
             waiting |= task->second.state == State::kRunning;
         }
@@ -471,7 +479,7 @@ Result<std::optional<SeizedThread>> Seizer::finish_thread(const SeizedProcess& p
     if (!regs)
         return tl::unexpected(std::move(regs).error().with_object(name_of(process.pid, tid)));
     CKPT_ASSIGN(bool left_section, leave_rseq_section(process, tid, *regs));
-    if (repair_spurious_eintr(*regs) || left_section)
+    if (left_section)
         CKPT_TRY(ptrace_set_regs(tid, *regs));
     SeizedThread thread(tid, *regs);
     CKPT_ASSIGN(thread.signal_mask_, ptrace_get_sigmask(tid));

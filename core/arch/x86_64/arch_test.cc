@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <cerrno>
+#include <cstring>
+#include <sys/syscall.h>
+
+#include <gtest/gtest.h>
+
+#include "core/arch/x86_64/restart.h"
+#include "core/arch/x86_64/stub.h"
+
+namespace checkpointd {
+namespace {
+
+user_regs_struct stopped_in(long nr, long answer) {
+    user_regs_struct regs{};
+    regs.rip = 0x1002;
+    regs.orig_rax = static_cast<uint64_t>(nr);
+    regs.rax = static_cast<uint64_t>(answer);
+    return regs;
+}
+
+TEST(Restart, CallIsMadeAgain) {
+    user_regs_struct out = resume_in_user_mode(stopped_in(SYS_read, -kRestartSys));
+    EXPECT_EQ(out.rip, 0x1000u);
+    EXPECT_EQ(out.rax, static_cast<uint64_t>(SYS_read));
+    EXPECT_EQ(out.orig_rax, ~0ull);
+}
+
+TEST(Restart, SleepGoesOnThroughItsRestartBlock) {
+    user_regs_struct out = resume_in_user_mode(stopped_in(SYS_nanosleep, -kRestartBlock));
+    EXPECT_EQ(out.rip, 0x1000u);
+    EXPECT_EQ(out.rax, static_cast<uint64_t>(SYS_restart_syscall));
+}
+
+TEST(Restart, FinishedCallKeepsItsAnswer) {
+    user_regs_struct out = resume_in_user_mode(stopped_in(SYS_read, 7));
+    EXPECT_EQ(out.rip, 0x1002u);
+    EXPECT_EQ(out.rax, 7u);
+}
+
+TEST(Restart, OutsideOfACallNothingIsARestart) {
+    user_regs_struct regs = stopped_in(-1, -kRestartSys);
+    EXPECT_EQ(restart_kind(regs), 0);
+    EXPECT_EQ(resume_in_user_mode(regs).rip, 0x1002u);
+}
+
+TEST(Restart, HandlerEndsPauseButNotRead) {
+    EXPECT_EQ(resume_after_handler(stopped_in(SYS_pause, -kRestartNoHand)).rax,
+              static_cast<uint64_t>(-EINTR));
+    EXPECT_EQ(resume_after_handler(stopped_in(SYS_read, -kRestartSys)).rax,
+              static_cast<uint64_t>(SYS_read));
+}
+
+TEST(Restart, EpollWithoutTimeoutWaitsAgain) {
+    user_regs_struct regs = stopped_in(SYS_epoll_wait, -EINTR);
+    regs.r10 = static_cast<uint32_t>(-1);
+    EXPECT_TRUE(repair_spurious_eintr(regs));
+    EXPECT_EQ(restart_kind(regs), kRestartNoHand);
+}
+
+TEST(Restart, LongTimeoutKeepsEintr) {
+    user_regs_struct regs = stopped_in(SYS_epoll_wait, -EINTR);
+    regs.r10 = 60000;
+    EXPECT_FALSE(repair_spurious_eintr(regs));
+    user_regs_struct read = stopped_in(SYS_read, -EINTR);
+    EXPECT_FALSE(repair_spurious_eintr(read));
+}
+
+TEST(Stub, HasItsSizeAndIsKnownAgain) {
+    for (bool may_poll : {true, false}) {
+        StubReturn back{};
+        back.may_poll = may_poll;
+        std::vector<std::byte> stub = assemble_stub(back);
+        ASSERT_EQ(stub.size(), kStubSize);
+        EXPECT_TRUE(looks_like_stub(stub.data()));
+    }
+    std::vector<std::byte> zeros(kStubSize);
+    EXPECT_FALSE(looks_like_stub(zeros.data()));
+}
+
+}  // namespace
+}  // namespace checkpointd
