@@ -15,6 +15,7 @@
 #include "core/base/error.h"
 #include "core/base/scoped_fd.h"
 #include "images/proto/files.pb.h"
+#include "images/proto/memory.pb.h"
 
 namespace checkpointd {
 
@@ -44,6 +45,7 @@ struct FileImages {
     std::map<uint32_t, std::vector<images::fdinfo_entry>> tables;      // fdinfo-ID.img by files id
     std::map<pid_t, images::fs_entry> fs;                              // fs-PID.img
     std::vector<images::remap_file_path_entry> remaps;                 // remap-fpath.img
+    std::map<uint32_t, uint32_t> ghost_of;                             // file id -> ghost id, from remaps
     std::map<uint32_t, GhostFile> ghosts;                              // ghost-file-ID.img
     std::map<uint32_t, PipeContent> pipes;                             // pipes-data.img by pipe id
     std::map<uint32_t, PipeContent> fifos;                             // fifo-data.img by pipe id

@@ -17,23 +17,10 @@
 #include "core/base/scoped_fd.h"
 #include "core/resources/file_images.h"
 #include "core/resources/kind.h"
+#include "core/resources/shared_ids.h"
 #include "core/restore/program/plan.h"
 
 namespace checkpointd {
-
-// Tells objects of the kernel apart that several tasks may share, and numbers them from 1.
-class SharedIds {
-  public:
-    // `kcmp_type`: KCMP_VM, KCMP_FILES, KCMP_FS, KCMP_SIGHAND ...
-    explicit SharedIds(int kcmp_type) : kcmp_type_(kcmp_type) {}
-    // The id of the object of this task; `is_new` is set when no earlier task shares it.
-    Result<uint32_t> of(pid_t pid, bool* is_new = nullptr);
-
-  private:
-    int kcmp_type_;
-    std::vector<pid_t> owners_;  // index + 1 is the id; sorted by the kernel's order of pointers below
-    std::vector<uint32_t> sorted_;
-};
 
 // A file-backed mapping, as /proc/PID/maps tells it.
 struct MappedFile {
@@ -51,11 +38,6 @@ struct WantedMemory {
     uint32_t shmid = 0;
     uint64_t size = 0;
     ScopedFd fd;
-};
-
-struct CollectOptions {
-    std::set<std::string> externals;
-    uint64_t ghost_limit = 64u << 20;  // largest deleted file that is carried, in bytes
 };
 
 // Collects what the tasks of a forest have open. Every task is stopped meanwhile. Nothing in a task is
@@ -110,9 +92,9 @@ struct FilePlanOptions {
     std::function<Result<void>(uint32_t shmid, uint64_t size, Slot fd, Program& agent)> fill_memory;
 };
 
-// First number above every descriptor of every task: what the agent opens lies at or above floor + 1;
-// `floor` itself is the planner's scratch number.
-uint32_t descriptor_floor(const FileImages& images);
+// What the agent opens (kMoveHigh) has to lie at or above this number. The one below it is the planner's
+// scratch number, and all that tasks use are below that.
+Result<uint32_t> descriptor_floor(const FileImages& images);
 
 // The restore half. Construct, plan(), then ask for slots.
 class FilePlanner {

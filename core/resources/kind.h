@@ -8,8 +8,11 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
+#include <ctime>
+#include <functional>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <vector>
@@ -58,6 +61,20 @@ struct FileTask {
     int pidfd = -1;     // borrowed
 };
 
+// Where paths of a mount namespace can be looked up from outside. Borrowed.
+struct NamespaceRoot {
+    int fd = -1;         // O_PATH; -1 where there is none
+    std::string prefix;  // what `fd` is within the namespace, where only a part can be seen: "/jail"
+};
+
+struct CollectOptions {
+    std::set<std::string> externals;
+    uint64_t ghost_limit = 64u << 20;  // largest deleted file that is carried, in bytes
+    // A pipe whose other end is held outside of the forest is dumped as one with a missing end; the
+    // restore has to be given it. Without this it is a blocker.
+    bool outside_pipes = false;
+};
+
 // What a kind may use while it dumps.
 class FileDumpContext {
   public:
@@ -72,10 +89,17 @@ class FileDumpContext {
     virtual bool is_external(const std::string& key) const = 0;
     // The process of the forest with this PID (as we see it, or null).
     virtual const FileTask* task(pid_t pid) const = 0;
-    // An O_PATH descriptor of the root of the mount namespace of `pid`, -1 where there is none.
-    virtual int namespace_root(pid_t pid) = 0;
+    // Where paths of the task's mount namespace are looked up.
+    virtual NamespaceRoot namespace_root(pid_t pid) = 0;
+    virtual const CollectOptions& options() const = 0;
     // Adds a record for something that has no descriptor of its own (the path of a FIFO).
     virtual Result<uint32_t> add_file(const OpenFile& file, const struct FileKind& kind) = 0;
+    // Notes a lock that descriptor `file` shows; one that is known already is left out.
+    virtual void note_lock(const OpenFile& file, uint32_t file_id,
+                           const images::file_lock_entry& lock) = 0;
+    // Directories to resolve file handles of a filesystem (kernel's dev_t) in, as the task sees them.
+    // Borrowed.
+    virtual std::vector<int> mounts_of(pid_t pid, uint32_t kernel_dev) = 0;
     // Runs when all descriptors of all tasks are known.
     virtual void when_collected(std::function<Result<void>(class FileTables&)> finish) = 0;
     // A mapped or open memfd's contents are wanted under this shmid. `copy` is duplicated.
@@ -89,8 +113,12 @@ class FileTables {
     struct Descriptor {
         uint32_t number;
         uint32_t file_id;
+        dev_t dev;
+        ino_t ino;
     };
-    // Descriptors of a task, in order of their numbers.
+    // Tasks whose descriptors were collected, in that order.
+    virtual std::vector<pid_t> pids() const = 0;
+    // Descriptors of a task, in order of their numbers. Empty for one that shares an earlier task's.
     virtual const std::vector<Descriptor>& of(pid_t pid) const = 0;
 };
 
@@ -126,8 +154,6 @@ class FilePlanContext {
     // Runs once, as root in the unit's namespaces, before any task exists. What it opens, all tasks
     // inherit.
     virtual Program& agent() = 0;
-    // Runs in the agent after all files are open: names of ghosts are removed here.
-    virtual Program& agent_end() = 0;
     virtual const FileImages& images() const = 0;
     // The description of another record, planned first when it is not there yet.
     virtual Result<Slot> slot_of(uint32_t file_id) = 0;
@@ -137,21 +163,28 @@ class FilePlanContext {
     virtual Slot image_dir() const = 0;
     // Opens /proc/self/fd/SLOT anew in `program`: another struct file on the same inode.
     virtual Slot reopen(Program& program, std::string_view label, Slot slot, unsigned flags) = 0;
+    // Slots that several records share (a ghost's inode, both ends of a pipe), by a name and number.
+    virtual std::optional<Slot> shared_slot(std::string_view what, uint64_t id) const = 0;
+    virtual void share_slot(std::string_view what, uint64_t id, Slot slot) = 0;
+    // For files that can be opened only when all tasks exist: `open` emits into each late program, and
+    // what it answers takes the place of the file's descriptors there.
+    virtual void install_late(uint32_t file_id, std::function<Slot(Program&)> open) = 0;
+    // Runs `emit` once for the late program of the first task that has the file, with the number it has
+    // there; after all install_late() of that task.
+    virtual void when_installed(uint32_t file_id,
+                                std::function<void(Program&, const Installed&)> emit) = 0;
+    // Emits at the agent's end, when all files are open: what must not see the opening (inotify).
+    virtual void when_opened(std::function<void(Program&)> emit) = 0;
     // Every descriptor of a file, first the one in the task that is first in the forest.
     virtual const std::vector<Installed>& installed(uint32_t file_id) const = 0;
-    // All descriptors of the task's table that are installed: number -> file id.
-    virtual const std::map<uint32_t, uint32_t>& table(const TaskPrograms& task) const = 0;
     // Is a process with this PID (as in the images) restored?
     virtual bool has_task(pid_t pid) const = 0;
     virtual const PlanClocks& clocks() const = 0;
     // Fills the memory of a memfd ("shmid") through `fd`, which is empty and of the right size.
-    virtual Result<void> fill_memory(uint32_t shmid, Slot fd) = 0;
+    virtual Result<void> fill_memory(uint32_t shmid, uint64_t size, Slot fd) = 0;
     // Emits F_SETFL and F_SETSIG for a fresh descriptor, and F_SETOWN_EX late.
     virtual void settle(std::string_view label, Slot fd, uint32_t file_id, unsigned flags,
                         const images::fown_entry& owner) = 0;
-    // A number in the agent that is above all tasks' and below all slots' descriptors: for paths that
-    // need one ("/proc/self/fd/N").
-    virtual int scratch_fd() const = 0;
 };
 
 // A kind of open file. All functions are plain and without state of their own.
@@ -167,6 +200,9 @@ struct FileKind {
     // the kind installs its descriptors itself, late (pidfd, /proc of another task).
     Result<std::optional<Slot>> (*plan)(const images::file_entry& entry, FilePlanContext& context);
 };
+
+// The blocker for a file that no kind recognises: names it and says what helps.
+Error unsupported_file(const OpenFile& file);
 
 // Every kind there is, in the order in which they are asked. The list is in kinds.cc.
 const std::vector<const FileKind*>& file_kinds();
