@@ -7,6 +7,7 @@
 
 #include "core/resources/files.h"
 #include "images/image_dir.h"
+#include "images/proto/sockets.pb.h"
 
 namespace checkpointd {
 
@@ -52,6 +53,38 @@ Result<void> write_pipes(const ImageDir& dir, ImageType type,
     return writer.finish();
 }
 
+Result<void> write_queues(const ImageDir& dir, const FileImages& images) {
+    if (images.queues.empty())
+        return {};
+    CKPT_ASSIGN(ImageWriter writer, dir.create(ImageType::kSkQueues));
+    for (const auto& [file_id, messages] : images.queues) {
+        for (const std::string& message : messages) {
+            images::sk_packet_entry entry;
+            entry.set_id_for(file_id);
+            entry.set_length(static_cast<uint32_t>(message.size()));
+            CKPT_TRY(writer.record(entry));
+            CKPT_TRY(writer.payload(message.data(), message.size()));
+        }
+    }
+    return writer.finish();
+}
+
+Result<void> read_queues(const ImageDir& dir, FileImages& images) {
+    CKPT_ASSIGN(std::optional<ImageReader> reader, dir.open_optional(ImageType::kSkQueues));
+    while (reader) {
+        images::sk_packet_entry entry;
+        CKPT_ASSIGN(bool there, reader->next(entry));
+        if (!there)
+            return {};
+        if (entry.scm_size() != 0)
+            return fail(ErrorKind::kUnsupported, reader->name(),
+                        "descriptors travel in a socket's queue (SCM_RIGHTS)");
+        CKPT_ASSIGN(std::string message, reader->payload(entry.length()));
+        images.queues[entry.id_for()].push_back(std::move(message));
+    }
+    return {};
+}
+
 Result<void> copy_range(int source, uint64_t offset, uint64_t length, ImageWriter& writer) {
     std::string piece(1 << 20, '\0');
     while (length > 0) {
@@ -88,6 +121,7 @@ Result<void> write_side_images(const FileImages& images, const ImageDir& dir) {
         CKPT_TRY(write_ghost(dir, id, ghost));
     CKPT_TRY(write_pipes(dir, ImageType::kPipesData, images.pipes));
     CKPT_TRY(write_pipes(dir, ImageType::kFifoData, images.fifos));
+    CKPT_TRY(write_queues(dir, images));
     if (!images.memfds.empty())
         CKPT_TRY(write_records(dir, ImageType::kMemfd, 0, images.memfds));
     if (!images.locks.empty())
@@ -180,6 +214,7 @@ Result<FileImages> read_file_images(int image_dir_fd, const std::set<uint32_t>& 
     CKPT_TRY(read_remaps(dir, images));
     CKPT_ASSIGN(images.pipes, read_pipes(dir, ImageType::kPipesData));
     CKPT_ASSIGN(images.fifos, read_pipes(dir, ImageType::kFifoData));
+    CKPT_TRY(read_queues(dir, images));
     CKPT_ASSIGN(images.memfds, dir.read_all<images::memfd_inode_entry>(ImageType::kMemfd));
     CKPT_ASSIGN(images.locks, dir.read_all<images::file_lock_entry>(ImageType::kFileLocks));
     return images;

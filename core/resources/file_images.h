@@ -49,6 +49,7 @@ struct FileImages {
     std::map<uint32_t, GhostFile> ghosts;                              // ghost-file-ID.img
     std::map<uint32_t, PipeContent> pipes;                             // pipes-data.img by pipe id
     std::map<uint32_t, PipeContent> fifos;                             // fifo-data.img by pipe id
+    std::map<uint32_t, std::vector<std::string>> queues;               // sk-queues.img by file id
     std::vector<images::memfd_inode_entry> memfds;                     // memfd.img
     std::vector<images::file_lock_entry> locks;                        // filelocks.img
 };

@@ -13,6 +13,7 @@ const std::vector<const FileKind*>& file_kinds() {
     static const std::vector<const FileKind*> kinds{
         &kMemfdKind,  &kRegularKind, &kPipeKind,     &kFifoKind,    &kEventfdKind,
         &kEpollKind,  &kTimerfdKind, &kSignalfdKind, &kInotifyKind, &kPidfdKind,
+        &kUnixSocketKind, &kInetSocketKind, &kNetlinkSocketKind,
     };
     return kinds;
 }

@@ -17,5 +17,8 @@ extern const FileKind kTimerfdKind;   // timerfd.cc
 extern const FileKind kSignalfdKind;  // signalfd.cc
 extern const FileKind kInotifyKind;   // inotify.cc
 extern const FileKind kPidfdKind;     // pidfd.cc
+extern const FileKind kUnixSocketKind;     // unix_socket.cc
+extern const FileKind kInetSocketKind;     // inet_socket.cc
+extern const FileKind kNetlinkSocketKind;  // netlink_socket.cc
 
 }  // namespace checkpointd
