@@ -259,18 +259,27 @@ Result<uint64_t> Systemd::number(const std::string& unit, std::string_view inter
                                  const char* property) {
     CKPT_ASSIGN(std::string path, unit_path(unit));
     BusError error;
-    for (char type : {'u', 't'}) {
-        uint64_t value = 0;  // 'u' fills the low half; x86-64 and arm64 are little endian
-        error.get()->name = nullptr;
-        int r = sd_bus_get_property_trivial(impl_->bus.get(), kService, path.c_str(),
-                                            interface_name(interface).c_str(), property, error.get(),
-                                            type, &value);
-        if (r >= 0)
-            return value;
-        if (r != -ENXIO)  // another type
-            return error.failure(unit, fmt::format("tell {}", property), r);
-    }
-    return fail(ErrorKind::kInternal, unit, fmt::format("{} is not a number", property));
+    sd_bus_message* raw = nullptr;
+    int r = sd_bus_call_method(impl_->bus.get(), kService, path.c_str(),
+                               "org.freedesktop.DBus.Properties", "Get", error.get(), &raw, "ss",
+                               interface_name(interface).c_str(), property);
+    if (r < 0)
+        return error.failure(unit, fmt::format("tell {}", property), r);
+    Message reply(raw);
+    const char* contents = nullptr;
+    r = sd_bus_message_peek_type(reply.get(), nullptr, &contents);
+    std::string_view type = r > 0 && contents ? contents : "";
+    if (type != "u" && type != "t")
+        return fail(ErrorKind::kInternal, unit, fmt::format("{} is not a number", property));
+    if ((r = sd_bus_message_enter_container(reply.get(), 'v', contents)) < 0)
+        return bad_reply(unit, property, r);
+    uint32_t narrow = 0;
+    uint64_t wide = 0;
+    r = type == "u" ? sd_bus_message_read(reply.get(), "u", &narrow)
+                    : sd_bus_message_read(reply.get(), "t", &wide);
+    if (r < 0)
+        return bad_reply(unit, property, r);
+    return type == "u" ? narrow : wide;
 }
 
 Result<bool> Systemd::boolean(const std::string& unit, std::string_view interface,

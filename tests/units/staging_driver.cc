@@ -17,6 +17,7 @@
 #include <fcntl.h>
 #include <fstream>
 #include <linux/sched.h>
+#include <map>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -167,24 +168,44 @@ Result<void> stop_unit(const std::string& unit, const std::string& dir, Steps& s
 }
 
 
+// Puts the helper's descriptors where the process had them, and closes what is ours.
+void take_over_descriptors(const StagedUnit& staged, const UnitFacts& facts) {
+    std::map<int, int> wanted;
+    for (const auto& [key, fd] : staged.externals())
+        for (const UnitExternal& external : facts.externals)
+            if (external.key == key && key.starts_with("socket:["))
+                wanted[static_cast<int>(external.index) +
+                       (external.kind == ExternalKind::kListen ? 3 : 0)] =
+                    fcntl(fd.get(), F_DUPFD_CLOEXEC, 200);
+    int highest = STDERR_FILENO;
+    for (auto [number, fd] : wanted) {
+        dup2(fd, number);
+        highest = std::max(highest, number);
+    }
+    dup2(STDOUT_FILENO, STDERR_FILENO);
+    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    dup2(null, STDIN_FILENO);
+    close_range(static_cast<unsigned>(highest) + 1, ~0u, 0);
+}
+
 // Runs in the restored process: joins what the helper has, takes its descriptors, ticks on.
-[[noreturn]] void act(const StagedUnit& staged, uid_t uid, gid_t gid) {
+[[noreturn]] void act(const StagedUnit& staged, const UnitFacts& facts, uid_t uid, gid_t gid) {
     int main_namespaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET;
     if (setns(staged.helper_pidfd(), main_namespaces) != 0)
         _exit(40);
-    for (const auto& [key, fd] : staged.externals())
-        if (key.starts_with("socket:["))
-            dup2(fd.get(), STDOUT_FILENO);
+    take_over_descriptors(staged, facts);
     if (setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0)
         _exit(41);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, nullptr);
+    raise(SIGSTOP);  // till the driver commits
     tick("restored");
 }
 
 // A child of PID 1, in the unit's cgroup, with its old PID, killed with us till it is detached.
-Result<pid_t> build_stand_in(const StagedUnit& staged, pid_t old_pid) {
+Result<pid_t> build_stand_in(const StagedUnit& staged, const UnitFacts& facts) {
+    pid_t old_pid = facts.main_pid;
     struct stat owner;
     std::string proc = fmt::format("/proc/{}", staged.helper_pid());
     if (stat(proc.c_str(), &owner) != 0)
@@ -199,10 +220,8 @@ Result<pid_t> build_stand_in(const StagedUnit& staged, pid_t old_pid) {
         args.set_tid = reinterpret_cast<uint64_t>(&old_pid);
         args.set_tid_size = 1;
         long child = syscall(SYS_clone3, &args, sizeof(args));
-        if (child == 0) {
-            raise(SIGSTOP);  // till the tracer is there
-            act(staged, owner.st_uid, owner.st_gid);
-        }
+        if (child == 0)
+            act(staged, facts, owner.st_uid, owner.st_gid);
         _exit(child == old_pid ? 0 : 50);
     }
     int status = 0;
@@ -227,7 +246,7 @@ Result<void> restore_unit(const std::string& dir, const StageOptions& options, S
         CKPT_ASSIGN(ScopedFd archive, open_at(AT_FDCWD, dir + "/files.tar", O_RDONLY));
         CKPT_TRY(restore_unit_files(facts, staged.helper_pid(), archive.get()));
         CKPT_TRY(steps.enter("driver.build"));
-        CKPT_ASSIGN(pid_t pid, build_stand_in(staged, facts.main_pid));
+        CKPT_ASSIGN(pid_t pid, build_stand_in(staged, facts));
         auto commit = [&]() -> Result<void> {
             CKPT_TRY(steps.enter("driver.commit"));
             kill(pid, SIGCONT);

@@ -66,11 +66,14 @@ __attribute__((used, noreturn)) static void stage(long* stack) {
     char** argv = (char**)(stack + 1);
     char** envp = argv + argc + 1;
     unsigned long set = bit(SIGUSR1) | bit(SIGUSR2) | bit(SIGURG);
+    /* Blocked and never waited for: the sign, in /proc/PID/status, that we are ready. The kernel takes the
+     * others out of the blocked ones while we wait for them (kernel/signal.c, do_sigtimedwait). */
+    unsigned long blocked = set | bit(SIGWINCH);
     unsigned long old = 0;
     long limit, got;
     if (argc < 5 || (limit = seconds(argv[2])) < 0)
         leave(kBadUsage);
-    call4(__NR_rt_sigprocmask, SIG_BLOCK, (long)&set, (long)&old, sizeof(set));
+    call4(__NR_rt_sigprocmask, SIG_BLOCK, (long)&blocked, (long)&old, sizeof(blocked));
     got = wait_signal(&set, limit);
     if (got == SIGUSR1)
         leave(0);
