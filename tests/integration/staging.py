@@ -60,6 +60,8 @@ class Target:
         self.host, self.kind = host, kind
         self.name = f"st-{kind}.service"
         self.dir = f"{STATE}/{kind}"
+        self.cgroup = f"/sys/fs/cgroup/system.slice/{self.name}"
+        self.main = 0
         self.busy = "activating" if kind == "oneshot" else "active"
         host.sh(f"mkdir -p {self.dir}")
 
@@ -78,44 +80,47 @@ class Target:
         self.host.run(DRIVER, "replay", self.dir)
 
     def state(self):
-        return self.host.unit(self.name, "ActiveState", "SubState", "Result", "MainPID", "NRestarts", "Type",
-                              "DropInPaths", "NeedDaemonReload", "ControlGroup", "Restart")
+        return self.host.unit(self.name, "ActiveState", "SubState", "Result", "MainPID", "NRestarts")
 
     def runs(self):
         """Something of the sample service is in the unit's cgroup, and it is not our helper."""
-        out = self.host.sh(f"cat /sys/fs/cgroup/system.slice/{self.name}/cgroup.procs 2>/dev/null || true").out
-        programs = [self.host.sh(f"readlink /proc/{pid}/exe || true").out.strip() for pid in out.split()]
-        return bool(programs) and all(program == DRIVER for program in programs)
+        out = self.host.sh(f"for pid in $(cat {self.cgroup}/cgroup.procs); do readlink /proc/$pid/exe; done",
+                           check=False).out
+        return bool(out) and set(out.split()) == {DRIVER}
+
+    def look(self):
+        """State, traces and processes, in one command: a dictionary."""
+        script = f"""systemctl show {self.name} -p ActiveState,Result,MainPID,NRestarts,DropInPaths,NeedDaemonReload
+            echo traces=$(find /run/systemd -path '*/{self.name}.d/*' -name {DROP_IN}; pgrep -fx '{HELPER} .*'
+                          ls -d {self.dir}/journal /run/st-always.stop-ran 2>/dev/null)
+            echo procs=$(cat {self.cgroup}/cgroup.procs 2>/dev/null)
+            echo freeze=$(cat {self.cgroup}/cgroup.freeze 2>/dev/null)
+            echo task=$(grep -E '^(State|TracerPid)' /proc/{self.main}/status 2>/dev/null)"""
+        out = self.host.run("sh", "-c", script).out
+        return dict(line.split("=", 1) for line in out.splitlines())
 
     def check_no_traces(self, when):
-        state = self.state()
-        check_equal(state["DropInPaths"], "", f"drop-ins {when}")
-        check_equal(state["NeedDaemonReload"], "no", f"reload needed {when}")
-        left = self.host.sh(f"find /run/systemd -path '*/{self.name}.d/*' -name {DROP_IN}; pgrep -fx {HELPER}.* || true; "
-                            f"ls -d {self.dir}/journal 2>/dev/null || true").out
-        check_equal(left, "", f"drop-in files, helpers and journals {when}")
-        check(self.host.exists("/run/st-always.stop-ran") is False, f"ExecStop= ran {when}")
-        return state
+        seen = self.look()
+        check_equal(seen["DropInPaths"], "", f"drop-ins {when}")
+        check_equal(seen["NeedDaemonReload"], "no", f"reload needed {when}")
+        check_equal(seen["traces"], "", f"drop-in files, helpers, journals, ExecStop= {when}")
+        check_equal(seen["NRestarts"], "0", f"restarts {when}")
+        return seen
 
     def check_untouched(self, when):
         """It runs with the main process that it had, and goes on."""
-        state = self.check_no_traces(when)
-        check_equal((state["ActiveState"], state["MainPID"]), (self.busy, str(self.main)), f"the unit {when}")
-        check_equal(state["NRestarts"], "0", f"restarts {when}")
-        status = self.host.read(f"/proc/{self.main}/status")
-        check_in("TracerPid:\t0", status, f"tracer {when}")
-        check("State:\tT" not in status and "State:\tt" not in status, f"stopped {when}", status)
-        check_equal(self.host.read(f"/sys/fs/cgroup/system.slice/{self.name}/cgroup.freeze"), "0\n",
-                    f"frozen {when}")
+        seen = self.check_no_traces(when)
+        check_equal((seen["ActiveState"], seen["MainPID"]), (self.busy, str(self.main)), f"the unit {when}")
+        check(seen["task"].startswith(("State: S", "State: R")), f"neither stopped nor traced {when}", seen)
+        check(seen["task"].endswith("TracerPid: 0"), f"not traced {when}", seen)
+        check_equal(seen["freeze"], "0", f"frozen {when}")
         before = self.ticks()
         wait_for(lambda: self.ticks() > before, f"it goes on {when}")
 
     def check_down(self, when):
-        state = self.check_no_traces(when)
-        check_equal((state["ActiveState"], state["Result"]), ("inactive", "success"), f"the unit {when}")
-        check_equal(state["NRestarts"], "0", f"restarts {when}")
-        procs = self.host.sh(f"cat /sys/fs/cgroup/system.slice/{self.name}/cgroup.procs 2>/dev/null || true")
-        check_equal(procs.out, "", f"processes {when}")
+        seen = self.check_no_traces(when)
+        check_equal((seen["ActiveState"], seen["Result"]), ("inactive", "success"), f"the unit {when}")
+        check_equal(seen["procs"], "", f"processes {when}")
 
     def ticks(self):
         """User and system time do not show that it runs; its lines do: voluntary switches."""
@@ -164,14 +169,12 @@ def restore_with_trouble(target, how):
 
 
 def check_restored(target):
-    state = target.check_no_traces("after the restore")
     own = target.host.unit(target.name, "Type", "Restart", "NotifyAccess", "KillSignal", "ExecStart")
     check(HELPER not in own["ExecStart"], "its own ExecStart= again", own)
     check_equal(own["KillSignal"], "15", "its own KillSignal= again")
     target.check_untouched("after the restore")
     check_in("restored", target.host.sh(f"journalctl -b -q -o cat _PID={target.main} -u {target.name}").out,
              "lines of the restored process in the journal under its unit")
-    return state
 
 
 def there_and_back(t, kind):
@@ -380,6 +383,20 @@ def kills_at_random_instants(t):
         target.drive("restore")
         target.check_untouched("in the end")
     check_stops_itself(target)
+
+
+@case
+def pids_of_images_stay_free_after_a_boot(t):
+    host = t.host()
+    last = lambda: int(host.read("/proc/sys/kernel/ns_last_pid"))
+    check(last() < 20000, "the allocator's place before", last())
+    image = "/var/lib/checkpointd/st-floor.service/20260102T030405.000006Z"
+    host.write(f"{image}/checkpointd-image.json", '{"max_pid": 20000}')
+    host.reboot()
+    check(20000 <= last() < 25000, "the allocator's place after the boot", last())
+    first = min(int(pid) for pid in host.run("pgrep", "-f", "systemd-journald").out.split())
+    check(first > 20000, "PID of a service of this boot", first)
+    host.run("rm", "-r", "/var/lib/checkpointd/st-floor.service")
 
 
 harness.main()
