@@ -5,7 +5,6 @@
 #include <array>
 #include <cstring>
 #include <fmt/format.h>
-#include <optional>
 #include <sys/mman.h>
 
 #include "core/arch/x86_64/stub.h"
@@ -28,11 +27,38 @@ bool holds(const ProcMapping& mapping, uint64_t address) {
     return mapping.start <= address && address < mapping.end;
 }
 
-// A handler that interrupted a stub returns to it through the signal frame on its stack.
+// Places lie one below the other from the end of the page; what is neither zero nor a stub ends the dead part.
+struct Places {
+    std::vector<uint64_t> free;
+    std::vector<uint64_t> stubs;  // left by dead injectors
+};
+
+void search_page(const SeizedProcess& process, uint64_t page_end, Places& places) {
+    Page page;
+    if (!process.read_memory(page_end - kPageSize, page.data(), page.size()))
+        return;  // the mapping reaches beyond the end of its file
+    for (size_t end = kPageSize; end >= kStubSize; end -= kStubSize) {
+        const std::byte* place = page.data() + end - kStubSize;
+        uint64_t address = page_end - kPageSize + end - kStubSize;
+        if (std::all_of(place, place + kStubSize, [](std::byte b) { return b == std::byte{0}; }))
+            places.free.push_back(address);
+        else if (looks_like_stub(place))
+            places.stubs.push_back(address);
+        else
+            return;
+    }
+}
+
+bool inside_any(const std::vector<uint64_t>& stubs, uint64_t value) {
+    return std::any_of(stubs.begin(), stubs.end(),
+                       [&](uint64_t stub) { return value - stub < kStubSize; });
+}
+
+// A handler that interrupted a stub returns to it through the signal frame on its stack. No thread stands in a
+// stub itself: seizing has led it home.
 bool returns_into(const SeizedProcess& process, const SeizedThread& thread,
-                  const std::vector<ProcMapping>& maps, uint64_t stub) {
-    auto inside = [&](uint64_t value) { return value - stub < kStubSize; };
-    if (inside(thread.regs().rip))
+                  const std::vector<ProcMapping>& maps, const std::vector<uint64_t>& stubs) {
+    if (inside_any(stubs, thread.regs().rip))
         return true;
     uint64_t rsp = thread.regs().rsp & ~uint64_t{7};
     auto stack = std::find_if(maps.begin(), maps.end(),
@@ -43,48 +69,32 @@ bool returns_into(const SeizedProcess& process, const SeizedThread& thread,
     std::vector<uint64_t> words(std::min(stack->end - rsp, kLimit) / sizeof(uint64_t));
     if (!process.read_memory(rsp, words.data(), words.size() * sizeof(uint64_t)))
         return true;
-    return std::any_of(words.begin(), words.end(), inside);
+    return std::any_of(words.begin(), words.end(), [&](uint64_t w) { return inside_any(stubs, w); });
 }
 
-bool in_use(const SeizedProcess& process, const std::vector<ProcMapping>& maps, uint64_t stub) {
+// One that is in use may lead to another one, so they are all in use or none.
+bool in_use(const SeizedProcess& process, const std::vector<ProcMapping>& maps,
+            const std::vector<uint64_t>& stubs) {
     return std::any_of(process.threads.begin(), process.threads.end(), [&](const SeizedThread& t) {
-        return returns_into(process, t, maps, stub);
+        return returns_into(process, t, maps, stubs);
     });
-}
-
-// Places lie one below the other from the end of the page; what is neither zero nor a stub ends the dead part.
-std::optional<uint64_t> search_page(const SeizedProcess& process,
-                                    const std::vector<ProcMapping>& maps, uint64_t page_end) {
-    Page page;
-    if (!process.read_memory(page_end - kPageSize, page.data(), page.size()))
-        return std::nullopt;  // the mapping reaches beyond the end of its file
-    for (size_t end = kPageSize; end >= kStubSize; end -= kStubSize) {
-        const std::byte* place = page.data() + end - kStubSize;
-        uint64_t address = page_end - kPageSize + end - kStubSize;
-        bool zero = std::all_of(place, place + kStubSize, [](std::byte b) { return b == std::byte{0}; });
-        if (zero)
-            return address;
-        if (!looks_like_stub(place))
-            return std::nullopt;
-        if (!in_use(process, maps, address))
-            return address;
-    }
-    return std::nullopt;
 }
 
 }  // namespace
 
 Result<uint64_t> find_dead_bytes(const SeizedProcess& process, StubPlace place) {
     CKPT_ASSIGN(std::vector<ProcMapping> maps, read_maps(process.main_thread().tid()));
+    Places places;
     for (bool vdso : {true, false})
-        for (const ProcMapping& mapping : maps) {
-            bool wanted = vdso ? place != StubPlace::kTextTail && is_vdso(mapping)
-                               : place != StubPlace::kVdsoTail && is_text(mapping);
-            if (!wanted)
-                continue;
-            if (std::optional<uint64_t> found = search_page(process, maps, mapping.end))
-                return *found;
-        }
+        for (const ProcMapping& mapping : maps)
+            if (vdso ? place != StubPlace::kTextTail && is_vdso(mapping)
+                     : place != StubPlace::kVdsoTail && is_text(mapping)) {
+                search_page(process, mapping.end, places);
+                if (!places.free.empty())
+                    return places.free.front();
+            }
+    if (!places.stubs.empty() && !in_use(process, maps, places.stubs))
+        return places.stubs.front();
     return fail(ErrorKind::kUnsupported, fmt::format("pid {}", process.pid),
                 "has no unused bytes in its executable memory to make system calls from");
 }

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "core/arch/x86_64/restart.h"
+#include "core/arch/x86_64/stub.h"
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
 #include "core/kernel/pidfd.h"
@@ -119,6 +120,22 @@ Result<bool> leave_rseq_section(const SeizedProcess& process, pid_t tid, user_re
     if (regs.rip - section.start >= section.length)
         return false;
     regs.rip = section.abort;
+    return true;
+}
+
+// A thread that an injector let go by dying, and that has not left its stub yet: what it is on its way to becomes
+// what it is. The mask comes first, as the stub would set it anyway.
+Result<bool> lead_home(const SeizedProcess& process, pid_t tid, user_regs_struct& regs) {
+    std::byte bytes[kStubSize];
+    std::optional<uint64_t> place = stub_place_of(regs.rip);
+    if (!place || !process.read_memory(*place, bytes, sizeof(bytes)) || !looks_like_stub(bytes))
+        return false;
+    std::optional<WayHome> home = way_home(bytes, *place, regs);
+    if (!home)
+        return false;
+    CKPT_TRY(ptrace_set_sigmask(tid, home->signal_mask));
+    CKPT_TRY(ptrace_set_regs(tid, home->regs));
+    regs = home->regs;
     return true;
 }
 
@@ -478,6 +495,9 @@ Result<std::optional<SeizedThread>> Seizer::finish_thread(const SeizedProcess& p
         return std::optional<SeizedThread>();
     if (!regs)
         return tl::unexpected(std::move(regs).error().with_object(name_of(process.pid, tid)));
+    for (bool led = true; led;) {
+        CKPT_ASSIGN(led, lead_home(process, tid, *regs));
+    }
     CKPT_ASSIGN(bool left_section, leave_rseq_section(process, tid, *regs));
     if (left_section)
         CKPT_TRY(ptrace_set_regs(tid, *regs));

@@ -78,5 +78,44 @@ TEST(Stub, HasItsSizeAndIsKnownAgain) {
     EXPECT_FALSE(looks_like_stub(zeros.data()));
 }
 
+TEST(Stub, PlacesAreCountedFromTheEndOfThePage) {
+    EXPECT_EQ(stub_place_of(0x1fff), 0x2000u - kStubSize);
+    EXPECT_EQ(stub_place_of(0x2000 - kStubSize), 0x2000u - kStubSize);
+    EXPECT_EQ(stub_place_of(0x2000 - kStubSize - 1), 0x2000u - 2 * kStubSize);
+    EXPECT_FALSE(stub_place_of(0x1000));
+}
+
+// From every instruction boundary that matters, the thread is led to the same place.
+TEST(Stub, WayHomeOfAPause) {
+    StubReturn back{};
+    user_regs_struct pause = stopped_in(SYS_pause, -kRestartNoHand);
+    pause.rdi = 77;
+    back.plain = resume_in_user_mode(pause);
+    back.after_handler = resume_after_handler(pause);
+    back.signal_mask = 5;
+    std::vector<std::byte> stub = assemble_stub(back);
+    user_regs_struct inside{};
+    inside.rbx = 9;
+    for (uint64_t at : {0, 2, 10}) {
+        inside.rip = 0x5000 + at;
+        std::optional<WayHome> home = way_home(stub.data(), 0x5000, inside);
+        ASSERT_TRUE(home);
+        EXPECT_EQ(home->signal_mask, 5u);
+        EXPECT_EQ(home->regs.rip, pause.rip);
+        EXPECT_EQ(home->regs.rax, pause.rax);
+        EXPECT_EQ(home->regs.orig_rax, pause.orig_rax);
+        EXPECT_EQ(home->regs.rdi, 77u);
+        EXPECT_EQ(home->regs.rbx, 9u);
+    }
+    inside.rip = 0x5000 + 39;  // behind ppoll
+    inside.rax = static_cast<uint64_t>(-EINTR);
+    std::optional<WayHome> home = way_home(stub.data(), 0x5000, inside);
+    ASSERT_TRUE(home);
+    EXPECT_EQ(home->regs.rax, static_cast<uint64_t>(-EINTR));
+    EXPECT_EQ(home->regs.rip, pause.rip);
+    inside.rip = 0x5000 + 200;
+    EXPECT_FALSE(way_home(stub.data(), 0x5000, inside));
+}
+
 }  // namespace
 }  // namespace checkpointd

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <sys/user.h>
 #include <vector>
 
@@ -30,5 +31,18 @@ std::vector<std::byte> assemble_stub(const StubReturn& back);
 
 // Whether `bytes` (kStubSize of them) are a stub that an injector left behind.
 bool looks_like_stub(const std::byte* bytes);
+
+// Where the first byte of a stub would lie that a thread at `rip` is in: the places of stubs are counted from
+// the end of a page. nullopt if `rip` is in no such place.
+std::optional<uint64_t> stub_place_of(uint64_t rip);
+
+// A thread that was let go inside of a stub and stopped again before it got home: what it is on its way to.
+struct WayHome {
+    user_regs_struct regs;  // an interrupted call is one again where that can be told
+    uint64_t signal_mask;
+};
+// `bytes` is the stub (looks_like_stub) at `place`, `regs` the thread's, with rip in its code; nullopt if rip is
+// not in the code.
+std::optional<WayHome> way_home(const std::byte* bytes, uint64_t place, const user_regs_struct& regs);
 
 }  // namespace checkpointd
