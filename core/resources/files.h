@@ -108,7 +108,8 @@ class FilePlanner {
     // Emits into the agent: opening of every file. Into each stage: dup3 of every descriptor to its
     // number. Into each late program: pidfds, epoll contents, timers, locks, owners. The caller closes
     // everything from descriptor_floor() up after the stage programs have run, and empties [0, floor)
-    // before. Blockers are answered all at once.
+    // before. The agent has to be gone or have closed its descriptors before the tasks run: it holds
+    // both ends of every pipe. Blockers are answered all at once.
     Result<void> plan();
 
     // Where the agent has a file open: for mappings (vma shmid), exe. Opened read-only or read-write as
