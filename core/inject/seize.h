@@ -70,6 +70,8 @@ struct SeizedProcess {
 };
 
 struct SeizeOptions {
+    // How long all may take to stand still. After kTimeout a thread that never stopped stays traced, and would
+    // stop later, until the calling thread ends: it should soon.
     std::chrono::milliseconds timeout{10000};
     // Asked before "checkpoint.freeze" and "checkpoint.seize"; may be null.
     Steps* steps = nullptr;

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <algorithm>
+#include <csignal>
+#include <fcntl.h>
+#include <fstream>
+#include <string>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
+
+#include "core/kernel/cgroup.h"
+#include "core/kernel/pidfd.h"
+
+namespace checkpointd {
+namespace {
+
+// A child that sleeps until it is killed at the end of the test.
+class Sleeper {
+  public:
+    Sleeper() : pid_(fork()) {
+        if (pid_ == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            for (;;)
+                pause();
+        }
+    }
+    ~Sleeper() {
+        kill(pid_, SIGKILL);
+        waitpid(pid_, nullptr, 0);
+    }
+    pid_t pid() const { return pid_; }
+
+  private:
+    pid_t pid_;
+};
+
+TEST(Cgroup, MountPointOfBothLayouts) {
+    EXPECT_EQ(*parse_cgroup2_mount_point(
+                  "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+                  "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw\n"),
+              "/sys/fs/cgroup");
+    EXPECT_EQ(*parse_cgroup2_mount_point(
+                  "30 29 0:27 / /sys/fs/cgroup/cpu rw shared:10 - cgroup cgroup rw,cpu\n"
+                  "31 29 0:28 / /sys/fs/cgroup/unified rw shared:11 - cgroup2 cgroup2 rw\n"),
+              "/sys/fs/cgroup/unified");
+}
+
+TEST(Cgroup, BindMountOfASubtreeIsNotTheTree) {
+    auto result = parse_cgroup2_mount_point(
+        "31 29 0:28 /docker/1 /mnt rw shared:11 - cgroup2 cgroup2 rw\n");
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().kind, ErrorKind::kNotFound);
+}
+
+TEST(Cgroup, FreezesThawsAndListsWhatIsBelow) {
+    Result<std::string> top = cgroup2_mount_point();
+    std::string path = top.value_or("/nonexistent") + "/checkpointd-doors-" + std::to_string(getpid());
+    if (mkdir(path.c_str(), 0755) != 0 || mkdir((path + "/sub").c_str(), 0755) != 0)
+        GTEST_SKIP() << "no cgroup2 tree to write to";
+    {
+        Sleeper first, second;
+        std::ofstream(path + "/cgroup.procs") << first.pid();
+        std::ofstream(path + "/sub/cgroup.procs") << second.pid();
+        std::vector<pid_t> expected{first.pid(), second.pid()};
+        std::sort(expected.begin(), expected.end());
+        EXPECT_EQ(*cgroup_processes(path), expected);
+        EXPECT_EQ(*cgroup_threads(path), expected);
+        EXPECT_EQ(*cgroup2_of(second.pid()), path + "/sub");
+        auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+        auto frozen = [&] {
+            std::ifstream file(path + "/sub/cgroup.events");
+            return std::string(std::istreambuf_iterator<char>(file), {}).find("frozen 1") !=
+                   std::string::npos;
+        };
+        {
+            Result<CgroupFreeze> freeze = CgroupFreeze::freeze(path, deadline);
+            ASSERT_TRUE(freeze) << freeze.error().text();
+            EXPECT_FALSE(freeze->was_frozen_before());
+            EXPECT_TRUE(frozen());
+            Result<CgroupFreeze> again = CgroupFreeze::freeze(path, deadline);
+            ASSERT_TRUE(again);
+            EXPECT_TRUE(again->was_frozen_before());
+            ASSERT_TRUE(again->thaw());  // not its own to thaw
+            EXPECT_TRUE(frozen());
+        }
+        EXPECT_FALSE(frozen());
+    }
+    for (const std::string& name : {path + "/sub", path})
+        for (int i = 0; i < 1000 && rmdir(name.c_str()) != 0 && errno == EBUSY; ++i)
+            usleep(1000);
+    EXPECT_NE(access(path.c_str(), F_OK), 0);
+    EXPECT_TRUE(thaw_cgroup(path));  // one that is gone is fine
+}
+
+TEST(Pidfd, DuplicateSharesTheOpenFile) {
+    int pipes[2];
+    ASSERT_EQ(pipe2(pipes, O_CLOEXEC), 0);
+    Sleeper child;
+    Result<ScopedFd> pidfd = pidfd_open(child.pid());
+    ASSERT_TRUE(pidfd);
+    Result<ScopedFd> copy = pidfd_get_fd(pidfd->get(), pipes[1]);
+    ASSERT_TRUE(copy) << copy.error().text();
+    ASSERT_EQ(write(copy->get(), "x", 1), 1);
+    char byte = 0;
+    EXPECT_EQ(read(pipes[0], &byte, 1), 1);
+    EXPECT_EQ(byte, 'x');
+    EXPECT_EQ(pidfd_get_fd(pidfd->get(), 9999).error().errno_code, EBADF);
+    ASSERT_TRUE(pidfd_send_signal(pidfd->get(), SIGKILL));
+    close(pipes[0]);
+    close(pipes[1]);
+}
+
+TEST(Pidfd, NoSuchProcessIsGone) {
+    EXPECT_EQ(pidfd_open(0x3fffff).error().kind, ErrorKind::kGone);
+}
+
+}  // namespace
+}  // namespace checkpointd
