@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "core/memory/page_images.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <unistd.h>
+
+#include "images/constants.h"
+#include "images/proto/memory.pb.h"
+
+namespace checkpointd {
+namespace {
+
+Result<void> write_entry(images::ImageWriter& pagemap, const PageSegment& segment) {
+    images::pagemap_entry entry;
+    entry.set_vaddr(segment.run.start);
+    // Version 4 of the peer writes 0 here and counts in nr_pages alone.
+    entry.set_compat_nr_pages(0);
+    entry.set_nr_pages(segment.run.pages());
+    uint32_t lazy = segment.lazy ? images::kPagesLazy : 0u;
+    entry.set_flags(images::kPagesPresent | lazy);
+    return pagemap.record(entry);
+}
+
+// Neighbours that are alike become one entry.
+std::vector<PageSegment> joined(const std::vector<PageSegment>& segments) {
+    std::vector<PageSegment> out;
+    for (const PageSegment& segment : segments) {
+        if (!out.empty() && out.back().run.end == segment.run.start &&
+            out.back().lazy == segment.lazy)
+            out.back().run.end = segment.run.end;
+        else
+            out.push_back(segment);
+    }
+    return out;
+}
+
+}  // namespace
+
+Result<std::vector<PageRun>> data_runs(int fd, uint64_t size) {
+    std::vector<PageRun> runs;
+    auto end = static_cast<off_t>(size);
+    for (off_t at = 0; at < end;) {
+        off_t data = lseek(fd, at, SEEK_DATA);
+        if (data < 0 && errno == ENXIO)
+            break;
+        off_t hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
+        if (hole < 0)
+            return fail_errno("shared memory", "cannot look for holes");
+        auto start = static_cast<uint64_t>(data) & ~(kPageSize - 1);
+        uint64_t stop = (std::min<uint64_t>(static_cast<uint64_t>(hole), size) + kPageSize - 1) &
+                        ~(kPageSize - 1);
+        if (start < stop)
+            runs.push_back({start, stop});
+        at = hole;
+    }
+    return runs;
+}
+
+Result<int> PageImages::start(images::ImageWriter& pagemap, std::string& name) {
+    images::pagemap_head head;
+    head.set_pages_id(++last_id_);
+    CKPT_TRY(pagemap.record(head));
+    CKPT_ASSIGN(ScopedFd file, dir_.create_raw(images::ImageType::kPages, last_id_));
+    name = images::image_name(images::ImageType::kPages, last_id_);
+    files_.push_back(std::move(file));
+    return files_.back().get();
+}
+
+Result<void> PageImages::add_process(pid_t image_pid, pid_t pid, int mem_fd,
+                                     const std::vector<PageSegment>& segments) {
+    CKPT_ASSIGN(images::ImageWriter pagemap,
+                dir_.create(images::ImageType::kPagemap, static_cast<uint64_t>(image_pid)));
+    std::string name;
+    CKPT_ASSIGN(int out, start(pagemap, name));
+    std::vector<PageRun> runs;
+    for (const PageSegment& segment : joined(segments)) {
+        CKPT_TRY(write_entry(pagemap, segment));
+        runs.push_back(segment.run);
+        process_pages_ += segment.run.pages();
+    }
+    pump_.add({pid, mem_fd, fmt::format("pid {}", pid)}, runs, out, 0, name);
+    return pagemap.finish();
+}
+
+Result<void> PageImages::add_shared(uint64_t shmid, int fd, uint64_t size) {
+    CKPT_ASSIGN(images::ImageWriter pagemap, dir_.create(images::ImageType::kPagemapShmem, shmid));
+    std::string name;
+    CKPT_ASSIGN(int out, start(pagemap, name));
+    CKPT_ASSIGN(std::vector<PageRun> runs, data_runs(fd, size));
+    for (const PageRun& run : runs) {
+        CKPT_TRY(write_entry(pagemap, {run, false}));
+        shared_pages_ += run.pages();
+    }
+    // A file that ends within its last page: the rest of that page reads as zeros.
+    uint64_t whole = size & ~(kPageSize - 1);
+    uint64_t offset = 0;
+    std::string tail;
+    if (!runs.empty() && runs.back().end > size) {
+        runs.back().end = whole;
+        if (runs.back().start == whole)
+            runs.pop_back();
+        tail.resize(kPageSize);
+        if (pread(fd, tail.data(), size - whole, static_cast<off_t>(whole)) < 0)
+            return fail_errno(name, "cannot read the last page of shared memory");
+    }
+    pump_.add({0, fd, fmt::format("shared memory {}", shmid)}, runs, out, 0, name);
+    for (const PageRun& run : runs)
+        offset += run.end - run.start;
+    if (!tail.empty() &&
+        pwrite(out, tail.data(), tail.size(), static_cast<off_t>(offset)) != ssize_t{kPageSize})
+        return fail_errno(name, "cannot write pages");
+    return pagemap.finish();
+}
+
+Result<void> PageImages::run(Steps& steps, unsigned threads) { return pump_.run(steps, threads); }
+
+}  // namespace checkpointd

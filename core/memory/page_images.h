@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <sys/types.h>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/base/scoped_fd.h"
+#include "core/base/steps.h"
+#include "core/kernel/page_scan.h"
+#include "core/memory/page_pump.h"
+#include "images/image_dir.h"
+
+namespace checkpointd {
+
+// Pages of a process, and whether they may be brought back after it runs again.
+struct PageSegment {
+    PageRun run;
+    bool lazy = false;
+};
+
+// Writes pagemap-*.img at once and remembers the pages; run() then moves them all into pages-*.img.
+class PageImages {
+  public:
+    // `dir` is borrowed.
+    explicit PageImages(const images::ImageDir& dir) : dir_(dir) {}
+
+    // pagemap-PID.img. `mem_fd` is /proc/PID/mem, borrowed until run() has returned. Segments ascend.
+    Result<void> add_process(pid_t image_pid, pid_t pid, int mem_fd,
+                             const std::vector<PageSegment>& segments);
+    // pagemap-shmem-SHMID.img: what a file of shared memory holds; holes are left out. `fd` is borrowed.
+    Result<void> add_shared(uint64_t shmid, int fd, uint64_t size);
+    Result<void> run(Steps& steps, unsigned threads = 0);
+
+    uint64_t bytes() const { return pump_.bytes(); }
+    uint64_t process_pages() const { return process_pages_; }
+    uint64_t shared_pages() const { return shared_pages_; }
+
+  private:
+    // A fresh pages file and the head that names it.
+    Result<int> start(images::ImageWriter& pagemap, std::string& name);
+
+    const images::ImageDir& dir_;
+    PagePump pump_;
+    std::deque<ScopedFd> files_;
+    uint32_t last_id_ = 0;
+    uint64_t process_pages_ = 0;
+    uint64_t shared_pages_ = 0;
+};
+
+// Parts of [0, size) of a file that are not holes, widened to whole pages.
+Result<std::vector<PageRun>> data_runs(int fd, uint64_t size);
+
+}  // namespace checkpointd

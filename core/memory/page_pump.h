@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// Moves pages from where they are into files, with as many threads as pay off.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/base/steps.h"
+#include "core/kernel/page_scan.h"
+
+namespace checkpointd {
+
+// Where pages come from.
+struct PageSource {
+    pid_t pid = 0;   // a stopped process: process_vm_readv(2), which gives 3 GB/s
+    int fd = -1;     // with a pid: its /proc/PID/mem, for what may not be read (PROT_NONE);
+                     // without: the file itself (shared memory), addresses are offsets in it
+    std::string object;  // for errors
+};
+
+// Collects what has to be moved, then moves all of it at once. Descriptors are borrowed until run() has
+// returned. Not thread-safe; run() makes its own threads and ends them.
+class PagePump {
+  public:
+    // Pages of `runs`, one after the other, go to `out_fd` from `out_offset` on.
+    void add(const PageSource& source, const std::vector<PageRun>& runs, int out_fd,
+             uint64_t out_offset, const std::string& out_object);
+    uint64_t bytes() const { return bytes_; }
+    // `threads` 0: one for little, two for much (a third gains nothing: the file's lock is the limit).
+    // Progress goes to steps.moved(); steps.enter() is not called.
+    Result<void> run(Steps& steps, unsigned threads = 0);
+
+  private:
+    friend class PumpRun;
+    // 256 KiB: larger ones fall out of the cache between read and write, three times slower at 4 MiB.
+    static constexpr size_t kChunkSize = 256u << 10;
+
+    struct Target {
+        int fd;
+        std::string object;
+    };
+    struct Chunk {
+        uint32_t source;
+        uint32_t target;
+        uint64_t first_range;
+        uint32_t ranges;
+        uint32_t size;
+        uint64_t out_offset;
+    };
+    void start_chunk(uint64_t out_offset);
+
+    std::vector<PageSource> sources_;
+    std::vector<Target> targets_;
+    std::vector<iovec> ranges_;
+    std::vector<Chunk> chunks_;
+    uint64_t bytes_ = 0;
+};
+
+}  // namespace checkpointd
