@@ -12,7 +12,7 @@
 #include "core/kernel/proc_task.h"
 #include "core/kernel/proc_text.h"
 #include "core/resources/credentials.h"
-#include "core/resources/limits.h"
+#include "core/resources/resource_limits.h"
 #include "core/resources/scheduling.h"
 #include "core/resources/signals.h"
 #include "core/resources/thread_state.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include "core/resources/limits.h"
+#include "core/resources/resource_limits.h"
 
 #include "core/kernel/proc_task.h"
 
