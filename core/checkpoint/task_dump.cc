@@ -173,6 +173,9 @@ Result<void> observe_task(const SeizedProcess& process, TaskDumpContext& context
     }
     CKPT_TRY(observe_process(process, stat, *out.cores.front().mutable_tc()));
     CKPT_ASSIGN(out.memory, dump_address_space(process, stat, context.memory));
+    if (out.memory.auxv.size() > static_cast<size_t>(out.memory.mm.mm_saved_auxv_size()))
+        for (uint64_t word : out.memory.auxv)
+            out.extra.add_auxv(word);
     return {};
 }
 

@@ -298,8 +298,11 @@ Result<AddressSpace> dump_address_space(const SeizedProcess& process, const Proc
     AddressSpace out;
     dump_layout(stat, out.mm);
     CKPT_ASSIGN(auto auxv, read_auxv(process.pid));
-    for (uint64_t word : auxv)
-        out.mm.add_mm_saved_auxv(word);
+    out.auxv = auxv;
+    // Readers of the format refuse more words than their AT_VECTOR_SIZE.
+    constexpr size_t kMost = 44;
+    for (size_t i = 0; i < std::min(auxv.size(), kMost); ++i)
+        out.mm.add_mm_saved_auxv(auxv[i]);
     CKPT_ASSIGN(uint32_t exe, context.id_of_exe(process.pid));
     out.mm.set_exe_file_id(exe);
     CKPT_ASSIGN(auto mappings, read_smaps(process.pid));

@@ -30,6 +30,7 @@ struct SharedSegment {
 
 struct AddressSpace {
     images::mm_entry mm;
+    std::vector<uint64_t> auxv;  // whole; mm has its beginning
     std::vector<PageSegment> pages;
     uint64_t pages_scanned = 0;
 };
