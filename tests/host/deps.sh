@@ -10,14 +10,11 @@ test_packages='systemd systemd-sysv dbus redis-server redis-tools util-linux ipr
     python3-minimal libpython3-stdlib git ca-certificates'
 lint_packages='clang-format clang-tidy'
 
+# Those of the arguments that are not installed.
 missing_packages() {
-    local package
-    for package in "$@"; do
-        case $(dpkg-query -W -f='${Status}' "$package" 2>/dev/null) in
-            'install ok installed') ;;
-            *) echo "$package" ;;
-        esac
-    done
+    comm -23 <(printf '%s\n' "$@" | sort -u) \
+        <(dpkg-query -W -f='${Package} ${Status}\n' "$@" 2>/dev/null |
+            sed -n 's/ install ok installed$//p' | sort -u)
 }
 
 # Packages that bring a service must not start it on this machine: only test hosts run it.

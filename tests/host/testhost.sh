@@ -64,10 +64,10 @@ testhost_cgroup_empty() { ! grep -qs '^populated 1' "$cgroup/cgroup.events"; }
 
 # testhost_wait SECONDS COMMAND...: polls until the command succeeds.
 testhost_wait() {
-    local tries=$(($1 * 50))
+    local deadline=$((SECONDS + $1))
     shift
     until "$@"; do
-        ((tries-- > 0)) || return 1
+        ((SECONDS <= deadline)) || return 1
         sleep 0.02
     done
 }
@@ -158,8 +158,9 @@ testhost_run() {
     local status=0
     (
         echo $BASHPID >"$group/cgroup.procs"
-        exec nsenter -t "$leader" --mount --pid --uts --ipc --net --cgroup --time \
-            env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+        # --root: where the machine is itself a chroot, a mount namespace's root is not PID 1's.
+        exec nsenter -t "$leader" --mount --root --pid --uts --ipc --net --cgroup --time \
+            env --chdir=/ -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
             HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" setpriv --pdeathsig KILL -- "$@"
     ) 9>&- || status=$?
     rmdir "$group" 2>/dev/null || true  # a daemon that the command left behind keeps it
