@@ -27,6 +27,10 @@ bool holds(const ProcMapping& mapping, uint64_t address) {
     return mapping.start <= address && address < mapping.end;
 }
 
+bool all_zero(const std::byte* place) {
+    return std::all_of(place, place + kStubSize, [](std::byte b) { return b == std::byte{0}; });
+}
+
 // Places lie one below the other from the end of the page; what is neither zero nor a stub ends the dead part.
 struct Places {
     std::vector<uint64_t> free;
@@ -40,7 +44,7 @@ void search_page(const SeizedProcess& process, uint64_t page_end, Places& places
     for (size_t end = kPageSize; end >= kStubSize; end -= kStubSize) {
         const std::byte* place = page.data() + end - kStubSize;
         uint64_t address = page_end - kPageSize + end - kStubSize;
-        if (std::all_of(place, place + kStubSize, [](std::byte b) { return b == std::byte{0}; }))
+        if (all_zero(place))
             places.free.push_back(address);
         else if (looks_like_stub(place))
             places.stubs.push_back(address);
@@ -80,9 +84,7 @@ bool in_use(const SeizedProcess& process, const std::vector<ProcMapping>& maps,
     });
 }
 
-}  // namespace
-
-Result<uint64_t> find_dead_bytes(const SeizedProcess& process, StubPlace place) {
+Result<uint64_t> search(const SeizedProcess& process, StubPlace place) {
     CKPT_ASSIGN(std::vector<ProcMapping> maps, read_maps(process.main_thread().tid()));
     Places places;
     for (bool vdso : {true, false})
@@ -97,6 +99,21 @@ Result<uint64_t> find_dead_bytes(const SeizedProcess& process, StubPlace place) 
         return places.stubs.front();
     return fail(ErrorKind::kUnsupported, fmt::format("pid {}", process.pid),
                 "has no unused bytes in its executable memory to make system calls from");
+}
+
+bool still_free(const SeizedProcess& process, uint64_t place) {
+    std::byte bytes[kStubSize];
+    return place != 0 && process.read_memory(place, bytes, sizeof(bytes)) && all_zero(bytes);
+}
+
+}  // namespace
+
+Result<uint64_t> find_dead_bytes(SeizedProcess& process, StubPlace place) {
+    uint64_t& known = process.room.stub[static_cast<size_t>(place)];
+    if (!still_free(process, known)) {
+        CKPT_ASSIGN(known, search(process, place));
+    }
+    return known;
 }
 
 }  // namespace checkpointd

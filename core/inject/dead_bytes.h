@@ -11,7 +11,8 @@ namespace checkpointd {
 
 // An address in executable memory of the process with kStubSize bytes that nobody needs: zeros at the very end
 // of the vdso or of a file's private executable mapping, or a stub that a dead injector left there and that no
-// thread of the process stands in or will return to. kUnsupported where there is none.
-Result<uint64_t> find_dead_bytes(const SeizedProcess& process, StubPlace place);
+// thread of the process stands in or will return to. kUnsupported where there is none. Remembered in the
+// process, as long as it is zero again at the next call.
+Result<uint64_t> find_dead_bytes(SeizedProcess& process, StubPlace place);
 
 }  // namespace checkpointd

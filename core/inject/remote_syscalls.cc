@@ -44,6 +44,19 @@ user_regs_struct with_call(user_regs_struct regs, uint64_t stub, long nr,
 // rt_sigprocmask(2) that neither sets nor asks: the one call the stub makes anyway.
 const std::array<RemoteArg, 6> kHarmlessArgs{0, 0, 0, 8};
 
+// The low end of the main stack if it is far below the stack pointer; 0 if there is none.
+Result<uint64_t> unused_stack(const SeizedProcess& process) {
+    constexpr uint64_t kDistance = 16 * kPageSize;
+    uint64_t rsp = process.main_thread().regs().rsp;
+    if (process.leader_exited)
+        return 0;
+    CKPT_ASSIGN(std::vector<ProcMapping> maps, read_maps(process.main_thread().tid()));
+    for (const ProcMapping& mapping : maps)
+        if (mapping.name == "[stack]" && mapping.start + kDistance < rsp && rsp < mapping.end)
+            return mapping.start;
+    return 0;
+}
+
 }  // namespace
 
 class RemoteSyscalls::Impl {
@@ -223,16 +236,13 @@ Result<uint64_t> RemoteSyscalls::Impl::call(long nr, const std::array<RemoteArg,
 // The lowest page of the main stack has hardly ever been touched. If it has, it lies far below the stack
 // pointer, where nothing lives, and is put back all the same. Without a main stack: a page of our own.
 Result<uint64_t> RemoteSyscalls::Impl::find_scratch() {
-    CKPT_ASSIGN(std::vector<ProcMapping> maps, read_maps(tid_));
-    constexpr uint64_t kDistance = 16 * kPageSize;
-    for (const ProcMapping& mapping : maps) {
-        uint64_t rsp = process_.main_thread().regs().rsp;
-        bool far = mapping.start <= rsp && rsp < mapping.end && rsp - mapping.start > kDistance;
-        if (mapping.name != "[stack]" || process_.leader_exited || !far)
-            continue;
+    if (process_.room.scratch == 0) {
+        CKPT_ASSIGN(process_.room.scratch, unused_stack(process_));
+    }
+    if (process_.room.scratch != 0) {
         scratch_before_.resize(kScratchSize);
-        CKPT_TRY(process_.read_memory(mapping.start, scratch_before_.data(), kScratchSize));
-        return mapping.start;
+        CKPT_TRY(process_.read_memory(process_.room.scratch, scratch_before_.data(), kScratchSize));
+        return process_.room.scratch;
     }
     scratch_mapped_ = true;
     return call(SYS_mmap, {0, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0});

@@ -61,6 +61,12 @@ struct SeizedProcess {
     int stop_signal = 0;
     std::vector<SeizedThread> threads;  // the leader first, then ascending
 
+    // Where remote system calls found room last; only they use it. 0: not looked for yet.
+    struct RoomFound {
+        uint64_t stub[3] = {};  // by StubPlace
+        uint64_t scratch = 0;
+    } room;
+
     // Through /proc/PID/mem, whatever the protection of the mapping. All bytes or an error.
     Result<void> read_memory(uint64_t address, void* into, size_t size) const;
     Result<void> write_memory(uint64_t address, const void* from, size_t size) const;
