@@ -333,9 +333,10 @@ def arguments_survive_the_drop_in(t):
     expected = host.read("/run/st-arguments")
     host.write(f"{target.dir}/facts.json", '{"id": "st-arguments.service", "type": "oneshot", "main_pid": 1, '
                '"exec_start": [], "directories": [], "externals": []}')
-    host.sh(f"rm /run/st-arguments; : >{target.dir}/files.tar")
+    host.sh(f"rm /run/st-arguments; head -c 1024 /dev/zero >{target.dir}/files.tar")
     # The driver dies with the helper waiting, which we then tell to run the unit's own command.
-    target.drive("restore", "--die", "6", check=False)
+    died = target.drive("restore", "--die", "6", check=False)
+    check_equal(died.code, 137, f"the driver dies with the helper waiting: {died.err}")
     wait_for(lambda: host.main_pid("st-arguments.service") != 0, "the helper is up")
     host.sh(f"kill -USR2 {host.main_pid('st-arguments.service')}")
     wait_for(lambda: host.exists("/run/st-arguments"), "the cold start runs the unit's command")
