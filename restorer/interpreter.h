@@ -19,8 +19,9 @@ struct Outcome {
     uint32_t op = 0;   // index of the operation that failed
 };
 
-inline int64_t raw_syscall(uint64_t nr, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0,
-                           uint64_t d = 0, uint64_t e = 0, uint64_t f = 0) {
+[[gnu::always_inline]] inline int64_t raw_syscall(uint64_t nr, uint64_t a = 0, uint64_t b = 0,
+                                                  uint64_t c = 0, uint64_t d = 0, uint64_t e = 0,
+                                                  uint64_t f = 0) {
     int64_t result;
     register uint64_t r10 asm("r10") = d;
     register uint64_t r8 asm("r8") = e;
