@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "core/arch/x86_64/state_from_image.h"
+#include "core/resources/files.h"
 #include "core/restore/barriers.h"
 #include "core/restore/executor/region.h"
 #include "core/restore/forest_images.h"
@@ -20,7 +21,6 @@
 #include "core/restore/memory_plan.h"
 #include "core/restore/program/print.h"
 #include "core/restore/restore.h"
-#include "core/restore/restore_files.h"
 #include "core/restore/task_state.h"
 #include "images/image_dir.h"
 
@@ -56,7 +56,7 @@ class RestorePlanner {
     Result<std::unique_ptr<RestorePlan>> plan() {
         CKPT_ASSIGN(facts_, host_facts());
         CKPT_ASSIGN(forest_, read_forest(dir_));
-        CKPT_ASSIGN(files_, MappedFiles::read(dir_));
+        CKPT_TRY(read_files());
         CKPT_TRY(plan_family());
         CKPT_TRY(open_agent());
         MemoryPlanner memory(dir_, forest_, facts_, agent_, image_dir_, proc_);
@@ -66,6 +66,7 @@ class RestorePlanner {
         CKPT_TRY(all_blockers("restore", "the image cannot be restored here", std::move(blockers)));
         CKPT_TRY(plan_window(memory));
         enter_namespaces();
+        CKPT_TRY(plan_files(memory));
         for (const TaskImages& task : forest_.tasks)
             CKPT_TRY(plan_task(task, memory));
         plan_makers();
@@ -76,11 +77,72 @@ class RestorePlanner {
     }
 
   private:
-    // Programs of a task; a zombie has only a stage.
-    struct TaskProgramSet {
-        Program* births;  // until everybody exists; continues as the stage
-        Program* blob = nullptr;
+    // What the file planner emits for a task, until it is put where it belongs.
+    struct FileParts {
+        Program* stage;
+        Program* late;
     };
+
+    Result<void> read_files() {
+        std::set<uint32_t> tables;
+        std::set<pid_t> pids;
+        for (const TaskImages& task : forest_.tasks)
+            if (!task.zombie()) {
+                tables.insert(task.ids.files_id());
+                pids.insert(task.pid());
+            }
+        CKPT_ASSIGN(file_images_, read_file_images(request_.image_dir_fd, tables, pids));
+        return {};
+    }
+
+    // The planner emits for all tasks at once, before their programs have come to the places of its
+    // parts; so it writes into programs of its own, which splice() moves.
+    Result<void> plan_files(MemoryPlanner& memory) {
+        std::vector<FilePlanTask> tasks;
+        for (const TaskImages& task : forest_.tasks) {
+            if (task.zombie())
+                continue;
+            FileParts parts{&plan_.new_program(fmt::format("pid {} descriptors", task.pid())),
+                            &plan_.new_program(fmt::format("pid {} late descriptors", task.pid()))};
+            parts_[task.pid()] = parts;
+            tasks.push_back({{task.pid(), parts.stage, parts.late}, task.ids.files_id(),
+                             task.ids.fs_id()});
+        }
+        FilePlanOptions options;
+        options.externals = externals_;
+        options.image_dir = image_dir_;
+        options.clocks = clocks_of_tasks();
+        options.fill_memory = [&memory](uint32_t shmid, uint64_t size, Slot fd, Program& agent) {
+            return memory.fill_memfd(shmid, size, fd, agent);
+        };
+        file_tasks_ = tasks;
+        files_ = std::make_unique<FilePlanner>(file_images_, std::move(tasks), plan_, agent_,
+                                               std::move(options));
+        return files_->plan();
+    }
+
+    PlanClocks clocks_of_tasks() const {
+        PlanClocks clocks{facts_.realtime, facts_.monotonic, facts_.boottime};
+        if (request_.time_namespace && forest_.clocks) {
+            clocks.monotonic = from_image(forest_.clocks->monotonic());
+            clocks.boottime = from_image(forest_.clocks->boottime());
+        }
+        return clocks;
+    }
+
+    static void splice(Program& part, Program& into) {
+        into.ops().insert(into.ops().end(), part.ops().begin(), part.ops().end());
+        part.ops().clear();
+    }
+
+    Result<void> plan_fs(const TaskImages& task, Program& program) {
+        if (!file_images_.fs.contains(task.pid()))
+            return {};
+        for (const FilePlanTask& known : file_tasks_)
+            if (known.programs.pid == task.pid())
+                return files_->plan_fs(known, program);
+        return {};
+    }
 
     Result<void> plan_family() {
         std::vector<LineageTask> tasks;
@@ -105,7 +167,7 @@ class RestorePlanner {
     }
 
     void check_sharing(std::vector<Error>& blockers) const {
-        std::map<uint32_t, std::string> memory, actions;
+        std::map<uint32_t, std::string> memory, actions, tables;
         for (const TaskImages& task : forest_.tasks) {
             if (task.zombie())
                 continue;
@@ -115,6 +177,9 @@ class RestorePlanner {
             else if (!actions.try_emplace(task.ids.sighand_id(), task.object()).second)
                 blockers.push_back(Error{ErrorKind::kUnsupported, task.object(),
                                          "shares signal handlers with another process", {}, 0, {}});
+            else if (!tables.try_emplace(task.ids.files_id(), task.object()).second)
+                blockers.push_back(Error{ErrorKind::kUnsupported, task.object(),
+                                         "shares its descriptors with another process", {}, 0, {}});
         }
     }
 
@@ -127,7 +192,8 @@ class RestorePlanner {
     // that a task uses, and closes the rest.
     Result<void> open_agent() {
         result_->agent_program = agent_.index();
-        result_->descriptor_floor = facts_.highest_descriptor + 1;
+        CKPT_ASSIGN(uint32_t tasks_floor, descriptor_floor(file_images_));
+        result_->descriptor_floor = std::max(facts_.highest_descriptor + 1, tasks_floor);
         rlimit most = facts_.limits[RLIMIT_NOFILE];
         most.rlim_cur = most.rlim_max;
         agent_.call("agent's limit of descriptors", SYS_prlimit64,
@@ -263,16 +329,19 @@ class RestorePlanner {
                            MemoryPlanner& memory) {
         Program& blob = plan_.new_program(fmt::format("pid {} blob", task.pid()));
         CKPT_TRY(plan_oom_score(task, facts_, proc_, stage));
+        splice(*parts_.at(task.pid()).stage, stage);
         plan_hooks(task, stage);
         stage.barrier("files are in place", kStagePlaced);
         stage.enter_blob(fmt::format("pid {}", task.pid()), blob, 0);
         CKPT_TRY(memory.plan_task(task, blob,
-                                  [&](uint32_t id) { return files_.slot_of(id, agent_); }));
+                                  [&](uint32_t id) { return files_->slot_of_file(id); }));
         CKPT_TRY(add_thread(planned, task.core, task.pid()));
         CKPT_TRY(plan_threads(task, planned, blob));
         blob.barrier("memory and threads are there", kMemoryReplaced);
         CKPT_TRY(plan_signal_actions(task, planned, blob));
         CKPT_TRY(plan_limits(task, facts_, blob));
+        splice(*parts_.at(task.pid()).late, blob);
+        CKPT_TRY(plan_fs(task, blob));
         CKPT_TRY(plan_shared_signals(task, planned, blob));
         CKPT_TRY(plan_thread({task.pid(), task.pid(), task.core, task.object()}, planned, blob));
         blob.barrier("threads are ready", kThreadsReady);
@@ -348,7 +417,10 @@ class RestorePlanner {
     Program& agent_;
     HostFacts facts_;
     ForestImages forest_;
-    MappedFiles files_;
+    FileImages file_images_;
+    std::vector<FilePlanTask> file_tasks_;
+    std::unique_ptr<FilePlanner> files_;
+    std::map<pid_t, FileParts> parts_;
     Lineage lineage_;
     std::map<pid_t, Program*> stages_;
     std::map<std::string, Slot> externals_;
@@ -371,7 +443,8 @@ std::string print_plan(const RestorePlan& plan) {
     std::string text = fmt::format("region {:#x}-{:#x}, descriptors from {}\n", plan.region_base,
                                    plan.region_base + plan.region_size, plan.descriptor_floor);
     for (const Program& program : plan.programs.programs())
-        text += print_program(plan.programs, program);
+        if (!program.ops().empty())
+            text += print_program(plan.programs, program);
     for (const PlannedTask& task : plan.tasks)
         for (const PlannedThread& thread : task.threads)
             text += fmt::format("set registers of tid {}, signal mask {:#x}\n", thread.tid,

@@ -151,6 +151,7 @@ class ImageBuilder {
         ids.set_vm_id(static_cast<uint32_t>(pid)), ids.set_files_id(static_cast<uint32_t>(pid));
         ids.set_fs_id(static_cast<uint32_t>(pid)), ids.set_sighand_id(static_cast<uint32_t>(pid));
         write(images::ImageType::kIds, pid, {&ids});
+        write(images::ImageType::kFdinfo, pid, {});
         memory(pid, data);
     }
 
