@@ -16,6 +16,7 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <random>
+#include <set>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -26,6 +27,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/resources/files.h"
 #include "core/restore/forest_images.h"
 #include "images/constants.h"
 #include "images/proto/files.pb.h"
@@ -39,6 +41,11 @@ constexpr uint64_t kData = 0x20000000;
 constexpr uint64_t kStack = 0x30000000;
 constexpr uint64_t kPage = 4096;
 constexpr int kFilteredErrno = 42;
+constexpr char kWaiting[] = "waiting, ";             // in the pipe, in the image
+constexpr int64_t kPiped = sizeof(kWaiting) - 1 + 6;  // and what the parent finds in the file
+constexpr int kPipeIn = 4, kPipeOut = 7;
+constexpr uint32_t kExeId = 1, kRootId = 2, kReaderId = 3, kWriterId = 4, kPipeId = 77;
+constexpr uint32_t kUmask = 027;
 
 // What a restored program finds out; lies at kData. The first part is in the image.
 struct Findings {
@@ -46,6 +53,9 @@ struct Findings {
     timespec deadline;        // in: absolute, CLOCK_MONOTONIC
     timespec beat;            // in: pause of the thread
     int64_t zombie;           // in: child to reap, or 0
+    int64_t pipe_in, pipe_out;  // in: descriptors, or 0
+    int64_t piped_size;
+    char piped[32];
     int64_t pid, tid, sid, pgid, filtered, slept, file_size, zombie_status, zombie_pid;
     timespec woken;
     uint64_t xmm;
@@ -77,11 +87,23 @@ PAYLOAD [[noreturn]] void payload_main(Findings* found) {
                       reinterpret_cast<uint64_t>(found->path), O_RDONLY);
     found->file_size = call(SYS_read, static_cast<uint64_t>(fd),
                             reinterpret_cast<uint64_t>(found->content), sizeof(found->content));
+    call(SYS_close, static_cast<uint64_t>(fd));
     int status = 0;
     if (found->zombie != 0)
         found->zombie_pid = call(SYS_wait4, static_cast<uint64_t>(found->zombie),
                                  reinterpret_cast<uint64_t>(&status), 0, 0);
     found->zombie_status = status;
+    if (found->pipe_out != 0)
+        call(SYS_write, static_cast<uint64_t>(found->pipe_out),
+             reinterpret_cast<uint64_t>(found->content), static_cast<uint64_t>(found->file_size));
+    int64_t got = 0;
+    while (found->pipe_in != 0 && found->piped_size < kPiped && got >= 0) {
+        got = call(SYS_read, static_cast<uint64_t>(found->pipe_in),
+                   reinterpret_cast<uint64_t>(found->piped) +
+                       static_cast<uint64_t>(found->piped_size),
+                   static_cast<uint64_t>(kPiped - found->piped_size));
+        found->piped_size += got;
+    }
     found->done = 1;
     for (;;)
         call(SYS_pause);
@@ -109,16 +131,8 @@ class ImageBuilder {
   public:
     explicit ImageBuilder(const std::string& path)
         : dir_(*images::ImageDir::open(AT_FDCWD, path)) {
-        images::file_entry exe;
-        exe.set_type(images::REG);
-        exe.set_id(1);
-        auto& reg = *exe.mutable_reg();
-        reg.set_id(1), reg.set_flags(O_RDONLY), reg.set_pos(0);
-        reg.set_name(std::filesystem::read_symlink("/proc/self/exe"));
-        auto& owner = *reg.mutable_fown();
-        owner.set_uid(0), owner.set_euid(0), owner.set_signum(0), owner.set_pid_type(0);
-        owner.set_pid(0);
-        write(images::ImageType::kFiles, 0, {&exe});
+        regular(kExeId, std::filesystem::read_symlink("/proc/self/exe"), S_IFREG | 0755);
+        regular(kRootId, "/", S_IFDIR | 0755);
         images::inventory_entry inventory;
         inventory.set_img_version(images::kImageVersion);
         inventory.set_fdinfo_per_id(true);
@@ -151,8 +165,17 @@ class ImageBuilder {
         ids.set_vm_id(static_cast<uint32_t>(pid)), ids.set_files_id(static_cast<uint32_t>(pid));
         ids.set_fs_id(static_cast<uint32_t>(pid)), ids.set_sighand_id(static_cast<uint32_t>(pid));
         write(images::ImageType::kIds, pid, {&ids});
-        write(images::ImageType::kFdinfo, pid, {});
+        files_.tables[static_cast<uint32_t>(pid)];
+        files_.fs[pid].set_cwd_id(kRootId), files_.fs[pid].set_root_id(kRootId);
+        files_.fs[pid].set_umask(kUmask);
         memory(pid, data);
+    }
+
+    // A pipe from one to the other, in which something waits.
+    void pipe(pid_t from, pid_t to) {
+        pipe_end(kWriterId, O_WRONLY, from, kPipeOut);
+        pipe_end(kReaderId, O_RDONLY, to, kPipeIn);
+        files_.pipes[kPipeId].bytes = kWaiting;
     }
 
     void zombie(pid_t pid, pid_t parent, pid_t group, pid_t session, uint32_t status) {
@@ -170,6 +193,8 @@ class ImageBuilder {
         for (const auto& entry : entries_)
             all.push_back(&entry);
         write(images::ImageType::kPstree, 0, all);
+        auto written = write_file_images(files_, dir_.fd());
+        ASSERT_TRUE(written) << written.error().text();
     }
 
   private:
@@ -180,6 +205,30 @@ class ImageBuilder {
         for (const auto* record : records)
             ASSERT_TRUE(writer->record(*record));
         ASSERT_TRUE(writer->finish());
+    }
+
+    static void owner(images::fown_entry& owner) {
+        owner.set_uid(0), owner.set_euid(0), owner.set_signum(0), owner.set_pid_type(0);
+        owner.set_pid(0);
+    }
+
+    void regular(uint32_t id, const std::string& name, uint32_t mode) {
+        images::file_entry& file = files_.files.emplace_back();
+        file.set_type(images::REG), file.set_id(id);
+        auto& reg = *file.mutable_reg();
+        reg.set_id(id), reg.set_flags(O_RDONLY), reg.set_pos(0), reg.set_name(name);
+        reg.set_mode(mode);
+        owner(*reg.mutable_fown());
+    }
+
+    void pipe_end(uint32_t id, uint32_t flags, pid_t holder, uint32_t fd) {
+        images::file_entry& file = files_.files.emplace_back();
+        file.set_type(images::PIPE), file.set_id(id);
+        auto& end = *file.mutable_pipe();
+        end.set_id(id), end.set_pipe_id(kPipeId), end.set_flags(flags);
+        owner(*end.mutable_fown());
+        images::fdinfo_entry& entry = files_.tables[static_cast<uint32_t>(holder)].emplace_back();
+        entry.set_id(id), entry.set_flags(0), entry.set_type(images::PIPE), entry.set_fd(fd);
     }
 
     void entry(pid_t pid, pid_t parent, pid_t group, pid_t session, std::vector<pid_t> threads) {
@@ -277,6 +326,7 @@ class ImageBuilder {
 
     images::ImageDir dir_;
     std::vector<images::pstree_entry> entries_;
+    FileImages files_;
 };
 
 // A number such that it and the next few are free.
@@ -294,6 +344,18 @@ pid_t free_pids(pid_t count) {
 
 bool exists(pid_t pid) {
     return std::filesystem::exists("/proc/" + std::to_string(pid));
+}
+
+std::set<int> descriptors_of(pid_t pid) {
+    std::set<int> all;
+    for (const auto& fd : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd"))
+        all.insert(std::stoi(fd.path().filename()));
+    return all;
+}
+
+std::string text_of(pid_t pid, const std::string& name) {
+    std::ifstream in("/proc/" + std::to_string(pid) + "/" + name);
+    return {std::istreambuf_iterator<char>(in), {}};
 }
 
 Findings findings_of(pid_t pid) {
@@ -380,8 +442,11 @@ class RestoreTest : public testing::Test {
         data.beat = {0, 5'000'000};
         Findings child_data = data;
         data.zombie = dead();
+        data.pipe_out = kPipeOut;
+        child_data.pipe_in = kPipeIn;
         builder.task(parent(), 1, dead_leader(), dead_leader(), data, {thread()});
         builder.task(child(), parent(), dead_group(), dead_leader(), child_data);
+        builder.pipe(parent(), child());
         builder.zombie(dead(), parent(), dead_leader(), dead_leader(), 7 << 8);
         builder.finish();
     }
@@ -472,6 +537,10 @@ TEST_F(RestoreTest, BringsBackAForest) {
     Findings second = wait_done(child());
     EXPECT_EQ(second.sid, dead_leader());
     EXPECT_EQ(second.pgid, dead_group());
+    EXPECT_STREQ(second.piped, "waiting, inside");
+    EXPECT_EQ(descriptors_of(parent()), std::set<int>{kPipeOut});
+    EXPECT_EQ(descriptors_of(child()), std::set<int>{kPipeIn});
+    EXPECT_NE(text_of(child(), "status").find("Umask:\t0027\n"), std::string::npos);
     EXPECT_EQ(*hook_page_, child());
     EXPECT_FALSE(exists(dead_leader()));
     EXPECT_FALSE(exists(dead_group()));
