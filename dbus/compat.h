@@ -101,6 +101,19 @@ inline sdbus::Error to_bus(const Error& error) {
     return make_error(kErrorPrefix + std::string(to_string(error.kind)), error.text());
 }
 
+// The kind of an error that came over the bus; kSystem for one that is not ours.
+inline Error from_bus(const sdbus::Error& error, const std::string& object) {
+    const std::string name = error.getName();
+    if (name.starts_with(kErrorPrefix))
+        for (ErrorKind kind : {ErrorKind::kUnsupported, ErrorKind::kBadInput, ErrorKind::kBadImage,
+                               ErrorKind::kNotFound, ErrorKind::kConflict, ErrorKind::kDenied,
+                               ErrorKind::kGone, ErrorKind::kTimeout, ErrorKind::kCancelled,
+                               ErrorKind::kInternal, ErrorKind::kSystem})
+            if (name == kErrorPrefix + std::string(to_string(kind)))
+                return Error{kind, {}, error.getMessage(), {}, 0, {}};
+    return Error{ErrorKind::kSystem, object, name + ": " + error.getMessage(), {}, 0, {}};
+}
+
 // Ends at this boundary what the library throws.
 template <typename F>
 auto guard(const std::string& object, F&& call) -> Result<decltype(call())> {
@@ -112,9 +125,7 @@ auto guard(const std::string& object, F&& call) -> Result<decltype(call())> {
             return call();
         }
     } catch (const sdbus::Error& error) {
-        return tl::unexpected(Error{ErrorKind::kSystem, object,
-                                    std::string(error.getName()) + ": " + error.getMessage(),
-                                    {}, 0, {}});
+        return tl::unexpected(from_bus(error, object));
     }
 }
 
