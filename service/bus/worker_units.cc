@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "service/bus/worker_units.h"
+
+#include <csignal>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "service/worker_channel.h"
+
+namespace checkpointd {
+namespace {
+
+constexpr const char* kSystemd = "org.freedesktop.systemd1";
+constexpr const char* kManager = "org.freedesktop.systemd1.Manager";
+constexpr uint64_t kSecond = 1000000;
+// After the job's own deadline PID 1 ends the worker, should even its alarm have failed.
+constexpr uint64_t kGrace = 60 * kSecond;
+// How long undoing may take once the worker was told to stop.
+constexpr uint64_t kStopTimeout = 90 * kSecond;
+
+using ExecEntry = sdbus::Struct<std::string, std::vector<std::string>, bool>;
+using Auxiliary = sdbus::Struct<std::string, std::vector<sdbus::Struct<std::string, sdbus::Variant>>>;
+
+Error start_error(const std::string& unit, std::string why) {
+    return Error{ErrorKind::kSystem, unit, "PID 1 could not start the worker: " + std::move(why),
+                 "see journalctl -u " + unit, 0, {}};
+}
+
+}  // namespace
+
+WorkerUnits::WorkerUnits(bus::Connection& connection, EventLoop& loop, std::string program)
+    : loop_(loop), connection_(connection), program_(std::move(program)),
+      systemd_(bus::make_proxy(connection, kSystemd, "/org/freedesktop/systemd1")) {
+    systemd_->uponSignal("JobRemoved")
+        .onInterface(kManager)
+        .call([this](uint32_t, const sdbus::ObjectPath&, const std::string& unit,
+                     const std::string& result) { start_ended(unit, result); });
+    bus::finish(*systemd_);
+    // PID 1 sends signals only to who subscribed.
+    systemd_->callMethodAsync("Subscribe").onInterface(kManager).uponReplyInvoke([](bus::AsyncError) {});
+}
+
+WorkerUnits::~WorkerUnits() {
+    for (const auto& [job, pidfd] : running_) loop_.unwatch(pidfd.get());
+}
+
+std::vector<WorkerUnits::Property> WorkerUnits::properties(const Job& job) const {
+    const JobRequest& request = job.request();
+    const Microseconds total = request.policy.timeout(Phase::kTotal);
+    const uint64_t limit =
+        total == kForever ? UINT64_MAX : static_cast<uint64_t>(total.count()) + kGrace;
+    const std::vector<ExecEntry> command{ExecEntry{
+        program_, std::vector<std::string>{program_, "run", job.dir()}, false}};
+    return {
+        {"Description", bus::variant("checkpointd job " + std::to_string(job.id()) + ": " +
+                                     std::string(to_string(request.type)) + " " + request.unit)},
+        {"Documentation", bus::variant(std::vector<std::string>{"man:checkpointd(8)"})},
+        // exec: a worker that cannot even be executed is an error of the start, not a silent death.
+        {"Type", bus::variant(std::string("exec"))},
+        {"ExecStart", bus::variant(command)},
+        // mixed: the worker alone is asked to stop, and undoes; what is left over is killed.
+        {"KillMode", bus::variant(std::string("mixed"))},
+        {"TimeoutStopUSec", bus::variant(kStopTimeout)},
+        {"RuntimeMaxUSec", bus::variant(limit)},
+        {"CollectMode", bus::variant(std::string("inactive-or-failed"))},
+        {"Slice", bus::variant(std::string("system.slice"))},
+        // A unit may hold more tasks than DefaultTasksMax, and each is born in here before it moves.
+        {"TasksMax", bus::variant(static_cast<uint64_t>(UINT64_MAX))},
+        {"SyslogIdentifier", bus::variant(std::string("checkpointd-worker"))},
+    };
+}
+
+void WorkerUnits::start(const Job& job) {
+    const std::string unit = worker_unit_name(job.id());
+    starting_[unit] = job.id();
+    systemd_->callMethodAsync("StartTransientUnit")
+        .onInterface(kManager)
+        .withArguments(unit, std::string("fail"), properties(job), std::vector<Auxiliary>{})
+        .uponReplyInvoke([this, unit](bus::AsyncError error, const sdbus::ObjectPath&) {
+            auto found = starting_.find(unit);
+            if (!error || found == starting_.end()) return;
+            const uint32_t id = found->second;
+            starting_.erase(found);
+            report_later(id, start_error(unit, error->getMessage()));
+        });
+}
+
+void WorkerUnits::start_ended(const std::string& unit, const std::string& result) {
+    auto found = starting_.find(unit);
+    if (found == starting_.end()) return;
+    const uint32_t id = found->second;
+    starting_.erase(found);
+    if (result == "done") return look_up(id);
+    report_later(id, start_error(unit, "its start job ended as \"" + result + "\""));
+}
+
+void WorkerUnits::adopt(const Job& job) { look_up(job.id()); }
+
+// Asks for the main PID of the job's unit. LoadUnit would make a unit that is not there; GetUnit answers
+// with an error, which says that the worker is gone.
+void WorkerUnits::look_up(uint32_t job) {
+    systemd_->callMethodAsync("GetUnit")
+        .onInterface(kManager)
+        .withArguments(worker_unit_name(job))
+        .uponReplyInvoke([this, job](bus::AsyncError error, const sdbus::ObjectPath& path) {
+            if (error) return report_later(job, std::nullopt);
+            auto& unit = lookups_[job] = bus::make_proxy(connection_, kSystemd, path);
+            unit->callMethodAsync("Get")
+                .onInterface("org.freedesktop.DBus.Properties")
+                .withArguments(std::string("org.freedesktop.systemd1.Service"), std::string("MainPID"))
+                .uponReplyInvoke([this, job](bus::AsyncError failed, const sdbus::Variant& pid) {
+                    found_pid(job, failed ? 0 : pid.get<uint32_t>());
+                });
+        });
+}
+
+void WorkerUnits::found_pid(uint32_t job, uint32_t pid) {
+    ScopedFd pidfd;
+    if (pid != 0) pidfd.reset(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+    // Checked with the pidfd in hand: the number may have a new owner.
+    if (!pidfd || !is_worker_of(static_cast<pid_t>(pid), job)) return report_later(job, std::nullopt);
+    loop_.watch(pidfd.get(), [this, job] { report_gone(job, std::nullopt); });
+    running_[job] = std::move(pidfd);
+}
+
+void WorkerUnits::report_later(uint32_t job, std::optional<Error> error) {
+    loop_.after(Microseconds(0), [this, job, error = std::move(error)] { report_gone(job, error); });
+}
+
+void WorkerUnits::report_gone(uint32_t job, std::optional<Error> error) {
+    lookups_.erase(job);
+    if (auto found = running_.find(job); found != running_.end()) {
+        loop_.unwatch(found->second.get());
+        running_.erase(found);
+    }
+    if (gone_) gone_(job, std::move(error));
+}
+
+void WorkerUnits::cancel(uint32_t job) {
+    systemd_->callMethodAsync("KillUnit")
+        .onInterface(kManager)
+        .withArguments(worker_unit_name(job), std::string("main"), static_cast<int32_t>(SIGTERM))
+        .uponReplyInvoke([](bus::AsyncError) {});
+}
+
+}  // namespace checkpointd

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "service/worker/jobs.h"
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <sys/stat.h>
+
+#include <fmt/format.h>
+
+#include "core/base/io.h"
+#include "core/checkpoint/checkpoint.h"
+#include "images/image_store.h"
+#include "service/worker/settle.h"
+#include "units/files_archive.h"
+#include "units/resolve.h"
+#include "units/stop.h"
+#include "units/systemd.h"
+
+#include <fcntl.h>
+
+namespace checkpointd {
+namespace {
+
+using images::ImageState;
+using images::ImageStore;
+using std::chrono::duration_cast;
+using std::chrono::microseconds;
+
+uint64_t to_usec(std::chrono::nanoseconds span) {
+    return static_cast<uint64_t>(duration_cast<microseconds>(span).count());
+}
+
+// The largest TID of a process; its own PID when it has gone.
+uint64_t highest_tid(pid_t pid) {
+    uint64_t highest = static_cast<uint64_t>(pid);
+    std::error_code error;
+    for (const auto& entry :
+         std::filesystem::directory_iterator(fmt::format("/proc/{}/task", pid), error)) {
+        const std::string name = entry.path().filename();
+        uint64_t tid = 0;
+        std::from_chars(name.data(), name.data() + name.size(), tid);
+        highest = std::max(highest, tid);
+    }
+    return highest;
+}
+
+Result<uint64_t> total_size(const images::ImageDir& dir) {
+    CKPT_ASSIGN(auto names, dir.file_names());
+    uint64_t sum = 0;
+    for (const std::string& name : names) {
+        struct stat status {};
+        if (fstatat(dir.fd(), name.c_str(), &status, AT_SYMLINK_NOFOLLOW) < 0)
+            return fail_errno(name, "cannot stat");
+        sum += static_cast<uint64_t>(status.st_size);
+    }
+    return sum;
+}
+
+// One checkpoint. The members are in the order in which they come to be; what a failure leaves is undone
+// in the reverse order: tasks resume, then the drop-in goes, then the image.
+class CheckpointJob {
+  public:
+    CheckpointJob(const JobRequest& request, Journal& journal, JobSteps& steps, Systemd systemd)
+        : request_(request), journal_(journal), steps_(steps), systemd_(std::move(systemd)) {}
+
+    Result<JobResult> run();
+
+  private:
+    Result<void> prepare();
+    Result<void> dump();
+    Result<void> add_our_files();
+    Result<images::ImageInfo> describe() const;
+    Result<void> commit();
+    Result<void> stop();
+    Result<void> mark_ready();
+    void keep_newest() const;
+    JobResult result() const;
+
+    const JobRequest& request_;
+    Journal& journal_;
+    JobSteps& steps_;
+    Systemd systemd_;
+    UnitFacts facts_;
+    std::optional<ImageStore> store_;
+    images::ImageId id_;
+    uint64_t settle_undo_ = 0;
+    std::optional<images::PendingImage> pending_;
+    std::optional<CleanStop> stop_;
+    std::optional<HeldForest> held_;
+    CheckpointStats stats_;
+    images::ImageInfo info_;
+    std::chrono::steady_clock::time_point frozen_since_;
+    uint64_t frozen_usec_ = 0;
+};
+
+Result<void> CheckpointJob::prepare() {
+    CKPT_TRY(steps_.enter("checkpoint.resolve"));
+    CKPT_ASSIGN(facts_, resolve_unit(systemd_, request_.unit));
+    CKPT_TRY(steps_.enter("checkpoint.create-image"));
+    CKPT_ASSIGN(store_, ImageStore::open(request_.store_dir, true));
+    CKPT_ASSIGN(id_, ImageStore::new_id(facts_.id));
+    CKPT_ASSIGN(settle_undo_, settle_checkpoint(journal_, request_.store_dir, id_, facts_.main_pid));
+    CKPT_ASSIGN(auto pending, store_->begin(id_));
+    pending_.emplace(std::move(pending));
+    stop_.emplace(systemd_, journal_, facts_);
+    return stop_->prepare(steps_);
+}
+
+Result<void> CheckpointJob::dump() {
+    CheckpointRequest dump;
+    dump.target = CgroupTarget{facts_.cgroup_dir};
+    dump.image_dir_fd = pending_->dir().fd();
+    for (const UnitExternal& external : facts_.externals) dump.externals.insert(external.key);
+    dump.main_pid = facts_.main_pid;
+    const Microseconds freeze = request_.policy.timeout(Phase::kFreeze);
+    if (freeze < std::chrono::hours(1))
+        dump.freeze_timeout = duration_cast<std::chrono::milliseconds>(freeze);
+    dump.deadline = steps_.deadline_of(Phase::kTotal);
+    if (facts_.watchdog_usec != 0)
+        steps_.set_pulse(Microseconds(static_cast<int64_t>(facts_.watchdog_usec / 3)),
+                         [this] { (void)feed_watchdog(facts_); });
+    CKPT_ASSIGN(auto held, checkpoint(dump, steps_, stats_));
+    held_.emplace(std::move(held));
+    frozen_since_ = std::chrono::steady_clock::now() - stats_.frozen;
+    return {};
+}
+
+Result<void> CheckpointJob::add_our_files() {
+    if (!facts_.directories.empty()) {
+        CKPT_TRY(steps_.enter("checkpoint.unit-files"));
+        CKPT_ASSIGN(auto file, open_at(pending_->dir().fd(), kUnitFilesName,
+                                       O_WRONLY | O_CREAT | O_EXCL, 0600));
+        CKPT_TRY(save_unit_files(facts_, facts_.main_pid, file.get()));
+    }
+    CKPT_TRY(steps_.enter("checkpoint.metadata"));
+    return pending_->add_file(kUnitFactsName, to_json(facts_));
+}
+
+Result<images::ImageInfo> CheckpointJob::describe() const {
+    CKPT_ASSIGN(auto info, images::local_image_info());
+    info.unit = facts_.id;
+    info.mode = request_.mode;
+    CKPT_ASSIGN(info.bytes, total_size(pending_->dir()));
+    info.frozen_usec = to_usec(std::chrono::steady_clock::now() - frozen_since_);
+    info.duration_usec = info.frozen_usec;
+    info.main_pid = static_cast<uint64_t>(facts_.main_pid);
+    for (pid_t pid : held_->pids()) {
+        info.pids.push_back(static_cast<uint64_t>(pid));
+        info.max_pid = std::max(info.max_pid, highest_tid(pid));
+    }
+    info.extra["pages"] = std::to_string(stats_.pages_written + stats_.shared_pages_written);
+    return info;
+}
+
+Result<void> CheckpointJob::commit() {
+    CKPT_TRY(steps_.enter("checkpoint.commit"));
+    CKPT_ASSIGN(info_, describe());
+    images::CommitOptions options;
+    options.sync = request_.sync;
+    auto pending = std::move(*pending_);
+    pending_.reset();
+    CKPT_TRY(ImageStore::commit(std::move(pending), info_, options));
+    return {};
+}
+
+Result<void> CheckpointJob::stop() {
+    CKPT_TRY(stop_->stop(steps_, steps_.deadline_of(Phase::kStop), [this] {
+        // The unit's processes end here; nothing that happens from now on may bring them back.
+        steps_.no_way_back();
+        return held_->kill();
+    }));
+    steps_.no_way_back();
+    steps_.set_pulse(kForever, {});
+    frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
+    return {};
+}
+
+Result<void> CheckpointJob::mark_ready() {
+    CKPT_TRY(steps_.enter("checkpoint.mark-ready"));
+    CKPT_TRY(store_->set_state(id_, ImageState::kReady, ""));
+    return journal_.drop(settle_undo_);
+}
+
+// Retention never fails a job: too many images are better than a checkpoint reported as failed.
+void CheckpointJob::keep_newest() const {
+    if (request_.policy.keep == 0) return;
+    auto images = store_->list(facts_.id);
+    if (!images || images->size() <= request_.policy.keep) return;
+    images->resize(images->size() - request_.policy.keep);  // oldest first
+    for (const auto& image : *images)
+        if (image.id != id_) (void)store_->remove(image.id);
+}
+
+JobResult CheckpointJob::result() const {
+    JobResult result;
+    result.ok = true;
+    result.image_id = id_.text();
+    result.frozen_usec = frozen_usec_;
+    result.bytes = info_.bytes;
+    result.pages = stats_.pages_written + stats_.shared_pages_written;
+    result.main_pid = facts_.main_pid;
+    return result;
+}
+
+Result<JobResult> CheckpointJob::run() {
+    CKPT_TRY(prepare());
+    CKPT_TRY(dump());
+    CKPT_TRY(add_our_files());
+    CKPT_TRY(commit());
+    CKPT_TRY(stop());
+    CKPT_TRY(mark_ready());
+    CKPT_TRY(stop_->finish(steps_));
+    if (steps_.enter("checkpoint.retention")) keep_newest();
+    return result();
+}
+
+}  // namespace
+
+Result<JobResult> run_checkpoint(const JobRequest& request, Journal& journal, JobSteps& steps) {
+    CKPT_ASSIGN(auto systemd, Systemd::connect());
+    CheckpointJob job(request, journal, steps, std::move(systemd));
+    return job.run();
+}
+
+}  // namespace checkpointd

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <csignal>
+#include <ctime>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/base/scoped_fd.h"
+#include "core/base/steps.h"
+#include "service/protocol.h"
+#include "service/worker_channel.h"
+
+namespace checkpointd {
+
+// The one door of a job's steps (docs/steps.md lists them). Entering a step reports it, keeps the policy's
+// deadlines, honours a wish to cancel, and injects the fault that a test asked for.
+//
+// Deadlines are kept twice: between steps an error ends the job in the ordinary way; should a step itself
+// hang, SIGALRM ends this process, and the daemon undoes what it left.
+class JobSteps : public Steps {
+  public:
+    explicit JobSteps(const JobRequest& request);
+    JobSteps(const JobSteps&) = delete;
+    JobSteps& operator=(const JobSteps&) = delete;
+    ~JobSteps() override;
+
+    // Blocks SIGTERM and takes it as the wish to cancel; arms the alarm. Call before any thread exists.
+    Result<void> arm();
+
+    Result<void> enter(std::string_view step) override;
+    void moved(uint64_t done, uint64_t total) override;
+
+    // From here on there is no way back: cancelling and deadlines are not honoured any more.
+    void no_way_back();
+    // When the phase of `step` must be over; for calls that take a deadline of their own.
+    std::chrono::steady_clock::time_point deadline_of(Phase phase) const;
+    // Called in enter() and moved() at most every `interval`: feeds a frozen unit's watchdog.
+    void set_pulse(Microseconds interval, std::function<void()> pulse);
+
+    // How long each step took so far.
+    std::vector<StepTime> times() const;
+
+  private:
+    Result<void> check_cancelled(std::string_view step);
+    Result<void> check_deadline(std::string_view step);
+    Result<void> inject(std::string_view step);
+    void begin_step(std::string_view step);
+    void beat();
+    void set_alarm();
+    void report();
+
+    const JobRequest& request_;
+    ProgressSender sender_;
+    ScopedFd cancel_;
+    timer_t alarm_{};
+    bool armed_ = false;
+    bool committed_ = false;
+
+    mutable std::mutex mutex_;  // moved() comes from the memory pump's threads
+    uint64_t started_usec_;
+    uint64_t total_deadline_;
+    uint64_t phase_deadline_ = UINT64_MAX;
+    Phase phase_ = Phase::kTotal;
+    ProgressMessage message_;
+    uint64_t step_started_ = 0;
+    uint64_t last_report_ = 0;
+    std::vector<StepTime> times_;
+    Microseconds pulse_interval_ = kForever;
+    uint64_t last_pulse_ = 0;
+    std::function<void()> pulse_;
+};
+
+// Which deadline of the policy holds for a step, and how far a job is when it enters it.
+struct StepPlace {
+    Phase phase;
+    double progress;
+};
+StepPlace place_of(JobType type, std::string_view step);
+
+}  // namespace checkpointd

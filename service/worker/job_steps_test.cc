@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "service/worker/job_steps.h"
+
+#include <csignal>
+#include <functional>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <gtest/gtest.h>
+
+#include "service/event_loop.h"
+#include "service/test_fakes.h"
+
+namespace checkpointd {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+JobRequest request_for(std::optional<Fault> fault = {}) {
+    JobRequest request;
+    request.id = 3;
+    request.unit = "x.service";
+    request.policy = Policy{}.for_unit("x.service");
+    request.fault = std::move(fault);
+    return request;
+}
+
+// Runs `body` in a process of its own; its return value becomes the exit status. Gives the wait status.
+int in_child(const std::function<int()>& body) {
+    const pid_t child = fork();
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        _exit(body());
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return status;
+}
+
+TEST(JobSteps, FaultsThatFailLookLikeSystemCalls) {
+    auto request = request_for(Fault{"checkpoint.memory", Fault::Action::kEnospc});
+    JobSteps steps(request);
+    EXPECT_TRUE(steps.enter("checkpoint.collect"));
+    auto failed = steps.enter("checkpoint.memory");
+    ASSERT_FALSE(failed);
+    EXPECT_EQ(failed.error().errno_code, ENOSPC);
+    EXPECT_EQ(failed.error().kind, ErrorKind::kSystem);
+}
+
+TEST(JobSteps, KillFaultEndsTheProcess) {
+    auto request = request_for(Fault{"a", Fault::Action::kKill});
+    const int status = in_child([&] {
+        JobSteps steps(request);
+        (void)steps.enter("a");
+        return 0;
+    });
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+}
+
+// A step that never returns is ended by the alarm of its phase, after the grace of five seconds.
+TEST(JobSteps, HangEndsAtTheDeadline) {
+    auto request = request_for(Fault{"checkpoint.collect", Fault::Action::kHang});
+    request.policy.timeouts[Phase::kCollect] = milliseconds(50);
+    const uint64_t started = monotonic_usec();
+    const int status = in_child([&] {
+        JobSteps steps(request);
+        if (!steps.arm()) return 1;
+        (void)steps.enter("checkpoint.collect");
+        return 0;
+    });
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM) << status;
+    EXPECT_GE(monotonic_usec() - started, 5000000u);
+}
+
+TEST(JobSteps, SigtermIsTheWishToCancel) {
+    auto request = request_for();
+    const int status = in_child([&] {
+        JobSteps steps(request);
+        if (!steps.arm() || !steps.enter("checkpoint.resolve")) return 1;
+        kill(getpid(), SIGTERM);
+        auto refused = steps.enter("checkpoint.collect");
+        if (refused || refused.error().kind != ErrorKind::kCancelled) return 2;
+        kill(getpid(), SIGTERM);
+        steps.no_way_back();
+        return steps.enter("units.stop.remove-drop-in") ? 0 : 3;
+    });
+    EXPECT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 0);
+}
+
+TEST(JobSteps, DeadlinesArePerPhaseAndInAll) {
+    auto request = request_for();
+    request.policy.timeouts[Phase::kCollect] = milliseconds(20);
+    JobSteps steps(request);
+    ASSERT_TRUE(steps.enter("checkpoint.collect"));
+    usleep(30000);
+    auto late = steps.enter("checkpoint.ask");  // the same phase
+    ASSERT_FALSE(late);
+    EXPECT_EQ(late.error().kind, ErrorKind::kTimeout);
+    EXPECT_NE(late.error().text().find("timeouts.collect"), std::string::npos);
+    EXPECT_TRUE(steps.enter("checkpoint.memory")) << "another phase has its own deadline";
+
+    request.policy.timeouts[Phase::kTotal] = milliseconds(1);
+    JobSteps hurried(request);
+    usleep(5000);
+    EXPECT_NE(hurried.enter("checkpoint.memory").error().text().find("\"total\""), std::string::npos);
+}
+
+TEST(JobSteps, ProgressOnlyRises) {
+    for (JobType type : {JobType::kCheckpoint, JobType::kRestore}) {
+        test::TemporaryDir dir;
+        auto request = request_for();
+        request.type = type;
+        request.channel = dir.path() + "/s";
+        std::vector<ProgressMessage> heard;
+        auto channel = WorkerChannel::open(request.channel, [](pid_t, uint32_t) { return true; },
+                                           [&](const ProgressMessage& message) { heard.push_back(message); });
+        ASSERT_TRUE(channel);
+        JobSteps steps(request);
+        for (const char* step : {"checkpoint.resolve", "checkpoint.memory", "restore.open",
+                                 "units.stage.start-unit", "restore.memory", "units.hand-over.ready"})
+            ASSERT_TRUE(steps.enter(step));
+        steps.moved(100, 100);
+        ASSERT_TRUE(steps.enter("checkpoint.mark-ready"));
+        channel->receive();
+        ASSERT_EQ(heard.size(), 8u);
+        for (size_t i = 1; i < heard.size(); ++i) EXPECT_GE(heard[i].progress, heard[i - 1].progress);
+        EXPECT_EQ(heard[6].bytes, 100u);
+        EXPECT_EQ(heard[7].step, "checkpoint.mark-ready");
+        ASSERT_EQ(steps.times().size(), 7u);
+    }
+}
+
+TEST(JobSteps, PulseBeatsWhileMemoryMoves) {
+    auto request = request_for();
+    JobSteps steps(request);
+    int beats = 0;
+    steps.set_pulse(milliseconds(5), [&] { ++beats; });
+    for (int i = 0; i < 20; ++i) {
+        steps.moved(static_cast<uint64_t>(i), 20);
+        usleep(1000);
+    }
+    EXPECT_GE(beats, 3);
+    EXPECT_LE(beats, 20);
+}
+
+TEST(JobSteps, StepsHaveTheirPhase) {
+    EXPECT_EQ(place_of(JobType::kCheckpoint, "units.stop.write-drop-in").phase, Phase::kPrepare);
+    EXPECT_EQ(place_of(JobType::kCheckpoint, "units.stop.stop-unit").phase, Phase::kStop);
+    EXPECT_EQ(place_of(JobType::kCheckpoint, "checkpoint.seize").phase, Phase::kFreeze);
+    EXPECT_EQ(place_of(JobType::kCheckpoint, "checkpoint.new-one").phase, Phase::kCollect);
+    EXPECT_EQ(place_of(JobType::kRestore, "restore.fork").phase, Phase::kRebuild);
+    EXPECT_EQ(place_of(JobType::kRestore, "units.stage.wait-helper").phase, Phase::kStart);
+}
+
+}  // namespace
+}  // namespace checkpointd

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// checkpointd-worker: one job, then it leaves. PID 1 starts `run`; the daemon starts the other verbs.
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "core/transaction/journal.h"
+#include "core/transaction/undo_kinds.h"
+#include "images/image_store.h"
+#include "service/event_loop.h"
+#include "service/protocol.h"
+#include "service/worker/jobs.h"
+#include "service/worker/settle.h"
+#include "units/stop.h"
+
+namespace checkpointd {
+namespace {
+
+UndoTable undo_table() {
+    UndoTable table;
+    add_core_undo_kinds(table);
+    add_unit_undo_kinds(table);
+    add_settle_undo_kinds(table);
+    return table;
+}
+
+std::string undo_dir(const std::string& job_dir) { return job_dir + "/undo"; }
+
+Result<JobResult> run_flow(const JobRequest& request, Journal& journal, JobSteps& steps) {
+    CKPT_TRY(steps.arm());
+    return request.type == JobType::kCheckpoint ? run_checkpoint(request, journal, steps)
+                                                : run_restore(request, journal, steps);
+}
+
+// A job that fails while it lives takes the way of one that died: what its journal says is undone.
+JobResult settle(Result<JobResult> flow, Journal& journal) {
+    JobResult result;
+    if (flow) result = std::move(*flow);
+    else result.error = std::move(flow).error();
+    auto undone = journal.rollback();
+    if (undone) undone = journal.close();
+    if (!undone) result.error.causes.push_back(std::move(undone).error());
+    return result;
+}
+
+Result<std::string> run_job(const std::string& job_dir) {
+    CKPT_ASSIGN(const auto request, load_request(job_dir));
+    CKPT_ASSIGN(auto earlier, load_result(job_dir));
+    if (earlier) return fail(ErrorKind::kConflict, job_dir, "this job has ended already");
+    const uint64_t started = monotonic_usec();
+    const UndoTable table = undo_table();
+    CKPT_ASSIGN(auto journal, Journal::create(undo_dir(job_dir), table));
+    JobSteps steps(request);
+    JobResult result = settle(run_flow(request, journal, steps), journal);
+    result.total_usec = monotonic_usec() - started;
+    result.steps = steps.times();
+    if (!result.ok) fmt::print(stderr, "<3>{}\n", result.error.text());
+    CKPT_TRY(store_atomically(job_dir, kResultFile, to_json(result)));
+    return std::string();
+}
+
+Result<std::string> recover_job(const std::string& job_dir) {
+    const UndoTable table = undo_table();
+    CKPT_TRY(Journal::replay(undo_dir(job_dir), table));
+    return std::string();
+}
+
+Result<std::string> remove_image(const std::string& store_dir, const std::string& image_id) {
+    CKPT_ASSIGN(auto id, images::parse_image_id(image_id));
+    CKPT_ASSIGN(auto store, images::ImageStore::open(store_dir, false));
+    CKPT_TRY(store.remove(id));
+    return std::string();
+}
+
+Result<std::string> dispatch(const std::vector<std::string>& args) {
+    if (args.size() == 2 && args[0] == "run") return run_job(args[1]);
+    if (args.size() == 2 && args[0] == "recover") return recover_job(args[1]);
+    if (args.size() == 3 && args[0] == "explain") return explain_image(args[1], args[2]);
+    if (args.size() == 3 && args[0] == "remove-image") return remove_image(args[1], args[2]);
+    return fail(ErrorKind::kBadInput, "checkpointd-worker", "is started by checkpointd only",
+                "use crctl(1)");
+}
+
+}  // namespace
+}  // namespace checkpointd
+
+int main(int argc, char** argv) {
+    auto answer = checkpointd::dispatch({argv + 1, argv + argc});
+    if (answer) {
+        std::fwrite(answer->data(), 1, answer->size(), stdout);
+        return std::fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    }
+    fmt::print(stderr, "<3>{}\n", answer.error().text());
+    fmt::print("{}", checkpointd::to_json(answer.error()));
+    return EXIT_FAILURE;
+}

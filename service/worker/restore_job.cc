@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "service/worker/jobs.h"
+
+#include <fcntl.h>
+
+#include "core/base/io.h"
+#include "core/restore/restore.h"
+#include "images/image_store.h"
+#include "service/worker/settle.h"
+#include "units/files_archive.h"
+#include "units/resolve.h"
+#include "units/stage.h"
+#include "units/systemd.h"
+
+namespace checkpointd {
+namespace {
+
+using images::ImageState;
+using images::ImageStore;
+
+Result<UnitFacts> read_facts(const images::ImageDir& dir) {
+    CKPT_ASSIGN(auto text, read_file(dir.fd(), kUnitFactsName));
+    return unit_facts_from_json(text);
+}
+
+// One restore. Members in the order in which they come to be: on failure the processes die first, then
+// the unit leaves the stage.
+class RestoreJob {
+  public:
+    RestoreJob(const JobRequest& request, Journal& journal, JobSteps& steps, Systemd systemd,
+               ImageStore store)
+        : request_(request), journal_(journal), steps_(steps), systemd_(std::move(systemd)),
+          store_(std::move(store)) {}
+
+    Result<JobResult> run();
+
+  private:
+    Result<void> open_image();
+    Result<void> stage();
+    Result<void> put_files_back();
+    RestoreRequest engine_request();
+    Result<void> build();
+    Result<void> let_go();
+    JobResult result() const;
+
+    const JobRequest& request_;
+    Journal& journal_;
+    JobSteps& steps_;
+    Systemd systemd_;
+    ImageStore store_;
+    images::ImageId id_;
+    std::optional<images::ImageDir> image_;
+    images::ImageInfo info_;
+    UnitFacts facts_;
+    std::optional<StagedUnit> staged_;
+    std::optional<BuiltForest> forest_;
+    RestoreStats stats_;
+    pid_t main_pid_ = 0;
+};
+
+Result<void> RestoreJob::open_image() {
+    CKPT_TRY(steps_.enter("restore.open"));
+    CKPT_ASSIGN(id_, images::parse_image_id(request_.image_id));
+    CKPT_ASSIGN(auto stored, store_.get(id_));
+    if (stored.damage) return tl::unexpected(std::move(*stored.damage));
+    if (stored.state == ImageState::kPending)
+        return fail(ErrorKind::kConflict, request_.image_id,
+                    "is pending: the unit that it was taken of may still run");
+    CKPT_TRY(steps_.enter("restore.verify"));
+    CKPT_ASSIGN(image_, store_.open_image(id_));
+    CKPT_ASSIGN(facts_, read_facts(*image_));
+    info_ = std::move(stored.info);
+    return {};
+}
+
+Result<void> RestoreJob::stage() {
+    CKPT_ASSIGN(auto staged, StagedUnit::start(systemd_, journal_, facts_, StageOptions{}, steps_,
+                                               steps_.deadline_of(Phase::kStart)));
+    staged_.emplace(std::move(staged));
+    return {};
+}
+
+Result<void> RestoreJob::put_files_back() {
+    auto archive = open_at(image_->fd(), kUnitFilesName, O_RDONLY);
+    if (!archive && archive.error().errno_code == ENOENT) return {};
+    if (!archive) return tl::unexpected(std::move(archive).error());
+    CKPT_TRY(steps_.enter("restore.unit-files"));
+    return restore_unit_files(facts_, staged_->helper_pid(), archive->get());
+}
+
+RestoreRequest RestoreJob::engine_request() {
+    RestoreRequest request(steps_);
+    request.image_dir_fd = image_->fd();
+    request.namespaces_of_pidfd = staged_->helper_pidfd();
+    request.cgroup_fd = staged_->cgroup_fd();
+    for (const auto& [key, fd] : staged_->externals()) request.externals[key] = fd.get();
+    request.parent = RestoreRequest::Parent::kSibling;
+    return request;
+}
+
+Result<void> RestoreJob::build() {
+    CKPT_ASSIGN(auto forest, build_forest(engine_request(), stats_));
+    main_pid_ = forest.main_pid();
+    forest_.emplace(std::move(forest));
+    return {};
+}
+
+// From two owners to one: PID 1 learns who the main process is, then the tasks run. What is true of the
+// image is decided by whether they live, also when we die in between.
+Result<void> RestoreJob::let_go() {
+    CKPT_ASSIGN(const uint64_t settle,
+                settle_restore(journal_, request_.store_dir, id_, main_pid_));
+    auto commit = [this]() -> Result<void> {
+        CKPT_TRY(forest_->commit());
+        steps_.no_way_back();
+        return {};
+    };
+    CKPT_TRY(staged_->hand_over(main_pid_, commit, steps_, steps_.deadline_of(Phase::kStart)));
+    CKPT_TRY(steps_.enter("restore.mark-consumed"));
+    CKPT_TRY(store_.set_state(id_, ImageState::kConsumed,
+                              "restored by job " + std::to_string(request_.id)));
+    return journal_.drop(settle);
+}
+
+JobResult RestoreJob::result() const {
+    JobResult result;
+    result.ok = true;
+    result.image_id = request_.image_id;
+    result.frozen_usec = stats_.build_us;
+    result.bytes = info_.bytes;
+    result.pages = stats_.bytes_read / 4096;
+    result.main_pid = main_pid_;
+    return result;
+}
+
+Result<JobResult> RestoreJob::run() {
+    CKPT_TRY(open_image());
+    CKPT_TRY(stage());
+    CKPT_TRY(put_files_back());
+    CKPT_TRY(build());
+    CKPT_TRY(let_go());
+    return result();
+}
+
+}  // namespace
+
+Result<JobResult> run_restore(const JobRequest& request, Journal& journal, JobSteps& steps) {
+    CKPT_ASSIGN(auto systemd, Systemd::connect());
+    CKPT_ASSIGN(auto store, ImageStore::open(request.store_dir, false));
+    RestoreJob job(request, journal, steps, std::move(systemd), std::move(store));
+    return job.run();
+}
+
+Result<std::string> explain_image(const std::string& store_dir, const std::string& image_id) {
+    CKPT_ASSIGN(auto id, images::parse_image_id(image_id));
+    CKPT_ASSIGN(auto store, ImageStore::open(store_dir, false));
+    CKPT_ASSIGN(auto image, store.open_image(id));
+    CKPT_ASSIGN(auto facts, read_facts(image));
+    SilentSteps silent;
+    RestoreRequest request(silent);
+    request.image_dir_fd = image.fd();
+    request.parent = RestoreRequest::Parent::kSibling;
+    // Nothing is opened by planning; any descriptor will do for those that the stage will hand out.
+    for (const UnitExternal& external : facts.externals) request.externals[external.key] = image.fd();
+    CKPT_ASSIGN(auto plan, plan_restore(request));
+    return print_plan(*plan);
+}
+
+}  // namespace checkpointd

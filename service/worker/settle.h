@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// Undo of what a job did to its image. What is right depends on whether the unit's processes live, and
+// that is asked when the undo runs, not when it was written down.
+#pragma once
+
+#include <string>
+#include <sys/types.h>
+
+#include "core/transaction/journal.h"
+#include "images/image_store.h"
+
+namespace checkpointd {
+
+// Adds service.settle-checkpoint and service.settle-restore. The actions open the store themselves.
+void add_settle_undo_kinds(UndoTable& table);
+
+// For a checkpoint of the process `main_pid`. Undo: partial images are removed; of a pending image the
+// original's life decides: it lives, so the image is removed; it is dead, so the image is the only copy
+// and becomes ready.
+Result<uint64_t> settle_checkpoint(Journal& journal, const std::string& store,
+                                   const images::ImageId& image, pid_t main_pid);
+
+// For a restore whose main process is `main_pid`, before it may run. Undo: it lives on, so the image is
+// consumed; it died with the restore, so the image stays ready and PID 1 forgets the failed unit.
+Result<uint64_t> settle_restore(Journal& journal, const std::string& store,
+                                const images::ImageId& image, pid_t main_pid);
+
+}  // namespace checkpointd
