@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// crctl: the command line of checkpointd.
+#include <cstdio>
+#include <cstdlib>
+
+#include <fmt/format.h>
+
+#include "cli/verbs.h"
+
+namespace checkpointd::cli {
+namespace {
+
+// Documented in crctl(1).
+int exit_status(ErrorKind kind) {
+    switch (kind) {
+        case ErrorKind::kBadInput: return 2;
+        case ErrorKind::kNotFound: return 3;
+        case ErrorKind::kConflict: return 4;
+        case ErrorKind::kDenied: return 5;
+        case ErrorKind::kUnsupported: return 6;
+        case ErrorKind::kTimeout: return 7;
+        case ErrorKind::kCancelled: return 8;
+        default: return 1;
+    }
+}
+
+constexpr const char* kFooter =
+    "Exit status: 0 done, 1 failed, 2 wrong usage or policy, 3 not found, 4 in conflict,\n"
+    "5 denied, 6 not supported, 7 timeout, 8 cancelled. See crctl(1).";
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app("Take running systemd units to disk, and bring them back.", "crctl");
+    Global global;
+    Action action;
+    const Choose choose = [&action](Action chosen) { action = std::move(chosen); };
+    app.set_version_flag("--version", CHECKPOINTD_VERSION);
+    app.add_flag("-j,--json", global.json, "print JSON, for programs");
+    app.require_subcommand(1);
+    app.fallthrough();
+    app.footer(kFooter);
+    for (auto add : {add_checkpoint, add_restore, add_list, add_show, add_explain, add_rm, add_jobs,
+                     add_policy})
+        add(app, global, choose);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+        return app.exit(error) == 0 ? EXIT_SUCCESS : 2;
+    }
+    auto done = action();
+    if (done) return EXIT_SUCCESS;
+    fmt::print(stderr, "crctl: {}\n", done.error().text());
+    return exit_status(done.error().kind);
+}
+
+}  // namespace checkpointd::cli
+
+int main(int argc, char** argv) { return checkpointd::cli::main(argc, argv); }

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <fcntl.h>
+
+#include <fmt/format.h>
+
+#include "cli/verbs.h"
+#include "config/policy/policy.h"
+#include "core/base/io.h"
+
+namespace checkpointd::cli {
+namespace {
+
+constexpr const char* kVendorDir = "/usr/lib/checkpointd";
+constexpr const char* kAdminDir = "/etc/checkpointd";
+
+// Needs no daemon: a policy is checked before it is put in place.
+Result<void> check(const std::string& file, const Global& global) {
+    Policy policy;
+    if (file.empty()) {
+        CKPT_ASSIGN(policy, load_policy(kVendorDir, kAdminDir));
+    } else {
+        CKPT_ASSIGN(auto text, read_file(AT_FDCWD, file));
+        CKPT_TRY(merge_policy(policy, text, file));
+        policy.files.push_back(file);
+    }
+    if (global.json) print_json({{"Files", policy.files}, {"Valid", true}});
+    else
+        for (const std::string& name : policy.files) fmt::print("{}: ok\n", name);
+    return {};
+}
+
+Result<void> show(const std::string& unit, const Global& global) {
+    CKPT_ASSIGN(auto client, Client::connect());
+    CKPT_ASSIGN(auto text, client.policy(unit));
+    if (global.json) print_json({{"Unit", unit}, {"Policy", text}});
+    else fmt::print("{}", text);
+    return {};
+}
+
+Result<void> reload() {
+    CKPT_ASSIGN(auto client, Client::connect());
+    return client.reload_policy();
+}
+
+}  // namespace
+
+void add_policy(CLI::App& app, const Global& global, const Choose& choose) {
+    auto name = std::make_shared<std::string>();
+    auto* verb = app.add_subcommand("policy", "Check and show the policy");
+    verb->require_subcommand(1);
+    auto* check_verb = verb->add_subcommand("check", "Check a policy file, or all that are in place");
+    check_verb->add_option("FILE", *name, "file to check");
+    check_verb->callback([=, &global] { choose([=, &global] { return check(*name, global); }); });
+    auto* show_verb = verb->add_subcommand("show", "Print what holds for a unit");
+    show_verb->add_option("UNIT", *name, "name of a unit")->required();
+    show_verb->callback([=, &global] { choose([=, &global] { return show(*name, global); }); });
+    auto* reload_verb = verb->add_subcommand("reload", "Make the daemon read the policy again");
+    reload_verb->callback([=] { choose([] { return reload(); }); });
+}
+
+}  // namespace checkpointd::cli

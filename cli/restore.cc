@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "cli/verbs.h"
+
+namespace checkpointd::cli {
+namespace {
+
+struct Options {
+    std::string target;
+    std::string timeout;
+    std::string fault;
+    bool no_wait = false;
+};
+
+Result<void> run(const Options& options, const Global& global) {
+    CallOptions call;
+    CKPT_ASSIGN(call.timeout_usec, timeout_option(options.timeout));
+    if (!options.fault.empty()) call.fault = options.fault;
+    CKPT_ASSIGN(auto client, Client::connect());
+    return run_job(client, client.restore(options.target, call), options.no_wait, global);
+}
+
+}  // namespace
+
+void add_restore(CLI::App& app, const Global& global, const Choose& choose) {
+    auto options = std::make_shared<Options>();
+    auto* verb = app.add_subcommand("restore", "Bring a unit back from its image");
+    verb->add_option("UNIT|IMAGE", options->target, "unit (its newest image) or an image's id")
+        ->required();
+    verb->add_option("--timeout", options->timeout, "longest duration, as in 5min");
+    verb->add_flag("--no-wait", options->no_wait, "print the job and return at once");
+    verb->add_option("--x-fault", options->fault)->group("");
+    verb->callback([=, &global] { choose([=, &global] { return run(*options, global); }); });
+}
+
+}  // namespace checkpointd::cli
