@@ -126,7 +126,6 @@ JobResult RestoreJob::result() const {
     JobResult result;
     result.ok = true;
     result.image_id = request_.image_id;
-    result.frozen_usec = stats_.build_us;
     result.bytes = info_.bytes;
     result.pages = stats_.bytes_read / 4096;
     result.main_pid = main_pid_;
