@@ -3,31 +3,17 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <fcntl.h>
-#include <filesystem>
-#include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/kernel/cgroup.h"
 #include "units/drop_in.h"
 
 namespace checkpointd {
 namespace {
 
-namespace fs = std::filesystem;
-
 constexpr std::array<std::string_view, 6> kTypes = {"simple", "exec",    "idle",
                                                     "notify", "forking", "oneshot"};
-
-std::vector<std::string_view> split(std::string_view text, char separator) {
-    std::vector<std::string_view> out;
-    while (!text.empty()) {
-        size_t end = text.find(separator);
-        out.push_back(text.substr(0, end));
-        text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
-    }
-    return out;
-}
 
 // What stands in the way of carrying a unit, all of it.
 class Blockers {
@@ -154,52 +140,12 @@ Result<void> check_processes(const UnitFacts& facts, Blockers& blockers) {
 }
 
 Result<void> locate_cgroup(UnitFacts& facts) {
-    CKPT_ASSIGN(std::string mountinfo, read_file(AT_FDCWD, "/proc/self/mountinfo"));
-    std::string root = cgroup2_mount_point(mountinfo);
-    if (root.empty())
-        return fail(ErrorKind::kUnsupported, "cgroup2", "no unified control group tree is mounted");
+    CKPT_ASSIGN(const std::string root, cgroup2_mount_point());
     facts.cgroup_dir = root + facts.cgroup;
     return {};
 }
 
 }  // namespace
-
-std::string cgroup2_mount_point(std::string_view mountinfo) {
-    // proc_pid_mountinfo(5): ID PARENT DEV ROOT MOUNTPOINT OPTIONS [TAGS...] - FSTYPE SOURCE SUPEROPTIONS
-    for (std::string_view line : split(mountinfo, '\n')) {
-        size_t dash = line.find(" - cgroup2 ");
-        if (dash == std::string_view::npos)
-            continue;
-        auto fields = split(line.substr(0, dash), ' ');
-        if (fields.size() >= 5)
-            return std::string(fields[4]);
-    }
-    return {};
-}
-
-Result<std::vector<pid_t>> cgroup_processes(const std::string& cgroup_dir) {
-    std::vector<pid_t> out;
-    std::vector<std::string> pending = {cgroup_dir};
-    while (!pending.empty()) {
-        std::string dir = std::move(pending.back());
-        pending.pop_back();
-        auto text = read_file(AT_FDCWD, dir + "/cgroup.procs");
-        if (!text && (text.error().errno_code == ENOENT || text.error().errno_code == ENODEV))
-            continue;
-        if (!text)
-            return tl::unexpected(std::move(text).error());
-        for (std::string_view line : split(*text, '\n')) {
-            pid_t pid = 0;
-            std::from_chars(line.data(), line.data() + line.size(), pid);
-            out.push_back(pid);
-        }
-        std::error_code ignored;
-        for (const auto& entry : fs::directory_iterator(dir, ignored))
-            if (entry.is_directory(ignored))
-                pending.push_back(entry.path());
-    }
-    return out;
-}
 
 Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name) {
     if (!is_valid_unit_name(name))

@@ -77,13 +77,6 @@ Result<std::string> describe_socket(int fd);
 // sd_listen_fds(3): one name per descriptor 3, 4, ...
 std::vector<std::string> listen_names(std::string_view environ_text);
 
-// All processes in a cgroup and below it, in no order.
-Result<std::vector<pid_t>> cgroup_processes(const std::string& cgroup_dir);
-
-// Mount point of the cgroup2 tree out of /proc/self/mountinfo text: /sys/fs/cgroup, or
-// /sys/fs/cgroup/unified in the hybrid layout. Empty when there is none.
-std::string cgroup2_mount_point(std::string_view mountinfo);
-
 // The facts as JSON for the image (an extra file of ours) and back. Unknown members are ignored.
 std::string to_json(const UnitFacts& facts);
 Result<UnitFacts> unit_facts_from_json(std::string_view text);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/kernel/cgroup.h"
 #include "units/drop_in_file.h"
 
 namespace checkpointd {
@@ -200,8 +201,8 @@ Result<void> StagedUnit::start_unit(const StageOptions& options, Steps& steps, D
 
 Result<void> StagedUnit::open_cgroup() {
     CKPT_ASSIGN(cgroup_, systemd_->text(facts_.id, "Service", "ControlGroup"));
-    CKPT_ASSIGN(std::string mountinfo, read_file(AT_FDCWD, "/proc/self/mountinfo"));
-    cgroup_dir_ = cgroup2_mount_point(mountinfo) + cgroup_;
+    CKPT_ASSIGN(const std::string root, cgroup2_mount_point());
+    cgroup_dir_ = root + cgroup_;
     CKPT_ASSIGN(cgroup_fd_, open_at(AT_FDCWD, cgroup_dir_, O_RDONLY | O_DIRECTORY));
     return {};
 }

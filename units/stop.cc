@@ -5,6 +5,7 @@
 #include <csignal>
 #include <unistd.h>
 
+#include "core/kernel/cgroup.h"
 #include "units/drop_in.h"
 #include "units/drop_in_file.h"
 
@@ -48,10 +49,14 @@ Result<void> CleanStop::verify() {
     if (state != "inactive" || result != "success")
         return fail(ErrorKind::kSystem, facts_.id,
                     fmt::format("it did not stop cleanly: state {}, result {}", state, result));
-    CKPT_ASSIGN(auto left, cgroup_processes(facts_.cgroup_dir));
-    if (!left.empty())
+    auto left = cgroup_processes(facts_.cgroup_dir);
+    if (!left)  // systemd has removed it, as it does with an empty one
+        return left.error().errno_code == ENOENT ? Result<void>()
+                                                 : tl::unexpected(std::move(left).error());
+    if (!left->empty())
         return fail(ErrorKind::kSystem, facts_.id,
-                    fmt::format("{} processes survived its stop, pid {} first", left.size(), left[0]));
+                    fmt::format("{} processes survived its stop, pid {} first", left->size(),
+                                left->front()));
     return {};
 }
 

@@ -93,16 +93,6 @@ TEST(DropIn, StopDropInOfOneshotClearsItsCommands) {
               std::string::npos);
 }
 
-TEST(Resolve, Cgroup2MountPointOnBothLayouts) {
-    EXPECT_EQ(cgroup2_mount_point("30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n"),
-              "/sys/fs/cgroup");
-    EXPECT_EQ(cgroup2_mount_point("29 24 0:25 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"
-                                  "30 29 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
-                                  "31 29 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw\n"),
-              "/sys/fs/cgroup/unified");
-    EXPECT_EQ(cgroup2_mount_point("29 24 0:25 / / rw - ext4 /dev/sda rw\n"), "");
-}
-
 TEST(Resolve, ListenNames) {
     using Names = std::vector<std::string>;
     EXPECT_EQ(listen_names(std::string_view("A=1\0LISTEN_FDS=2\0LISTEN_FDNAMES=web:admin\0", 43)),

@@ -53,6 +53,7 @@ TEST(Cgroup, BindMountOfASubtreeIsNotTheTree) {
         "31 29 0:28 /docker/1 /mnt rw shared:11 - cgroup2 cgroup2 rw\n");
     ASSERT_FALSE(result);
     EXPECT_EQ(result.error().kind, ErrorKind::kNotFound);
+    EXPECT_FALSE(parse_cgroup2_mount_point("29 24 0:25 / / rw - ext4 /dev/sda rw\n"));
 }
 
 TEST(Cgroup, FreezesThawsAndListsWhatIsBelow) {

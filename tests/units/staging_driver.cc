@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/kernel/cgroup.h"
 #include "core/transaction/undo_kinds.h"
 #include "units/files_archive.h"
 #include "units/stage.h"
