@@ -2,6 +2,7 @@
 #include "core/restore/lineage.h"
 
 #include <map>
+#include <optional>
 #include <set>
 
 #include <fmt/format.h>
@@ -28,11 +29,7 @@ class LineagePlanner {
         for (const LineageTask& task : tasks_)
             children_[parent_of(task)].push_back(&task);
         CKPT_TRY(check_tree());
-        for (const LineageTask* child : children_[kAgent])
-            place(*child, kAgent);
-        for (const LineageTask& task : tasks_)
-            for (const LineageTask* child : children_[task.pid])
-                place(*child, task.pid);
+        place_children();
         for (const LineageTask& task : tasks_)
             place_group(task);
         CKPT_TRY(all_blockers("restore", "sessions and groups", std::move(blockers_)));
@@ -71,33 +68,57 @@ class LineagePlanner {
         blockers_.push_back(Error{ErrorKind::kUnsupported, task.object, std::move(message), {}, 0, {}});
     }
 
-    // Decides who makes `child` of `parent`, and when. The session that each parent was born in is
-    // not known when children are placed in any order, so it is computed on the way down.
-    void place(const LineageTask& child, pid_t parent) {
-        pid_t wanted = session_of(child);
-        Birth own{child.pid, parent == kAgent};
-        Maker& maker = makers_[parent];
-        if (wanted == child.pid) {
-            makers_[child.pid].new_session = true;
-            maker.after.push_back(own);
-        } else if (wanted == final_session(parent)) {
-            maker.after.push_back(own);
-        } else if (wanted == session_at_birth(parent)) {
-            maker.before.push_back(own);
-        } else {
-            place_by_leader(child, parent, wanted);
-        }
+    // From the top down: where a leader was born must be known before its children are placed.
+    void place_children() {
+        born_in_[kAgent] = kOurSession;
+        std::vector<pid_t> parents{kAgent};
+        for (size_t i = 0; i < parents.size(); i++)
+            for (const LineageTask* child : children_[parents[i]]) {
+                place(*child, parents[i]);
+                parents.push_back(child->pid);
+            }
     }
 
-    // The session that a task inherits: its own, unless it makes a new one; then that of its maker as
-    // the maker was born or is, whichever its siblings need. Children that ask for the old session of
-    // a session leader tell which one that was.
-    pid_t session_at_birth(pid_t pid) const {
-        if (pid == kAgent)
-            return kOurSession;
-        const LineageTask& task = *by_pid_.at(pid);
-        pid_t own = session_of(task);
-        return own != pid ? own : final_session(parent_of(task));
+    // Decides who makes `child` of `parent`, and when.
+    void place(const LineageTask& child, pid_t parent) {
+        makers_[child.pid].new_session = session_of(child) == child.pid;
+        pid_t wanted = wanted_at_birth(child).value_or(final_session(parent));
+        Birth own{child.pid, parent == kAgent};
+        born_in_[child.pid] = wanted;
+        if (wanted == final_session(parent))
+            makers_[parent].after.push_back(own);
+        else if (wanted == born_in_.at(parent))
+            makers_[parent].before.push_back(own);
+        else
+            place_by_leader(child, parent, wanted);
+    }
+
+    // The session that a task must inherit: its own, or, for the leader of a new one, that of children
+    // it had before. A leader without such children may come from anywhere.
+    std::optional<pid_t> wanted_at_birth(const LineageTask& task) {
+        if (session_of(task) != task.pid)
+            return session_of(task);
+        auto known = wanted_.find(task.pid);
+        if (known != wanted_.end())
+            return known->second;
+        std::optional<pid_t> wanted;
+        for (const LineageTask* child : children_[task.pid]) {
+            std::optional<pid_t> old = wanted_at_birth(*child);
+            if (!wanted && old && *old != task.pid && can_be_born_in(task, *old))
+                wanted = old;
+        }
+        return wanted_[task.pid] = wanted;
+    }
+
+    // Only an ancestor, or a sibling by CLONE_PARENT, can give a task its session.
+    bool can_be_born_in(const LineageTask& task, pid_t session) const {
+        auto leader = by_pid_.find(session);
+        if (leader != by_pid_.end() && parent_of(*leader->second) == parent_of(task))
+            return true;
+        for (pid_t at = parent_of(task); at != kAgent; at = parent_of(*by_pid_.at(at)))
+            if (final_session(at) == session)
+                return true;
+        return session == kOurSession;
     }
 
     // A member of a session that its parent never was in: its father died, and it was adopted. It is
@@ -107,7 +128,8 @@ class LineagePlanner {
         if (leader == by_pid_.end()) {
             temporary_session(session, parent, child);
             makers_[session].after.push_back({child.pid, true});
-        } else if (parent_of(*leader->second) == parent && session_of(*leader->second) == session) {
+        } else if (parent_of(*leader->second) == parent && session_of(*leader->second) == session &&
+                   session != child.pid) {
             makers_[session].after.push_back({child.pid, true});
         } else {
             blocker(child, fmt::format("is in session {} of a task that is neither its ancestor nor "
@@ -181,6 +203,8 @@ class LineagePlanner {
     std::map<pid_t, const LineageTask*> by_pid_;
     std::map<pid_t, std::vector<const LineageTask*>> children_;
     std::map<pid_t, Maker> makers_;
+    std::map<pid_t, std::optional<pid_t>> wanted_;  // at birth, by session leaders
+    std::map<pid_t, pid_t> born_in_;                // sessions
     std::map<pid_t, pid_t> stand_ins_;  // dead leader, and the task that makes its stand-in
     std::vector<Error> blockers_;
     bool has_groups_ = false;
