@@ -27,8 +27,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <fmt/format.h>
+
 #include "core/resources/files.h"
+#include "core/restore/executor/region.h"
 #include "core/restore/forest_images.h"
+#include "core/restore/program/print.h"
 #include "images/constants.h"
 #include "images/proto/files.pb.h"
 #include "restorer/interpreter.h"
@@ -601,15 +605,45 @@ TEST_F(RestoreTest, FailureOfEveryOperationIsNamedAndLeavesNothing) {
             broken.code = restorer::OpCode::kSyscall;
             broken.nr = 100000;  // no such call
             broken.flags = 0;
+            std::string line = fmt::format("{} (operation {} of {})",
+                                           print_op((*plan)->programs, broken), op,
+                                           (*plan)->programs.program(program).name());
             RestoreStats stats;
             auto built = execute_plan(request, std::move(*plan), stats);
             ASSERT_FALSE(built) << program << ":" << op;
             EXPECT_EQ(built.error().errno_code, ENOSYS) << built.error().text();
+            EXPECT_NE(built.error().text().find(line), std::string::npos) << built.error().text();
             expect_nothing_left();
         }
     }
     RestoreStats stats;
     EXPECT_TRUE(build_forest(request, stats));
+}
+
+// What the interpreter finds in the region is what print_plan() shows, line by line. That it also runs
+// every line of it, and nothing in between, is what the failure of every operation tells.
+TEST_F(RestoreTest, ExecutedPlanIsThePrintedOne) {
+    make_namespace();
+    RestoreRequest request = this->request(silent_);
+    request.hooks.push_back({child(), "sample", sample_hook, hook_page_});
+    auto plan = plan_restore(request);
+    ASSERT_TRUE(plan) << plan.error().text();
+    auto region = Region::map(**plan, request.hooks);
+    ASSERT_TRUE(region) << region.error().text();
+    const restorer::RegionHeader& header = region->header();
+    const auto* ranges = reinterpret_cast<restorer::ProgramRange*>(header.programs);
+    const auto* ops = reinterpret_cast<restorer::Op*>(header.operations);
+    ASSERT_EQ(header.program_count, (*plan)->programs.programs().size());
+    std::string executed;
+    for (uint32_t i = 0; i < header.program_count; i++) {
+        if (ranges[i].count == 0)
+            continue;
+        Program read((*plan)->programs, (*plan)->programs.program(i).name(), i);
+        read.ops().assign(ops + ranges[i].first, ops + ranges[i].first + ranges[i].count);
+        executed += print_program((*plan)->programs, read);
+    }
+    std::string printed = print_plan(**plan);
+    EXPECT_NE(printed.find(executed), std::string::npos) << printed << "but executed\n" << executed;
 }
 
 TEST_F(RestoreTest, KilledWorkerLeavesNothing) {
