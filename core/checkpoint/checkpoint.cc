@@ -80,12 +80,13 @@ std::string name_of(pid_t pid) { return fmt::format("pid {}", pid); }
 // The dump of one forest, from stopped to written.
 class Dump {
   public:
-    Dump(const CheckpointRequest& request, Steps& steps, CheckpointStats& stats, SeizedForest& forest)
+    Dump(const CheckpointRequest& request, std::set<std::string> externals, Steps& steps,
+         CheckpointStats& stats, SeizedForest& forest)
         : request_(request),
           steps_(steps),
           stats_(stats),
           forest_(forest),
-          files_({request.externals}),
+          files_({std::move(externals)}),
           memory_{[this](const MappedFile& mapped) { return files_.id_of_mapping(mapped); },
                   [this](pid_t pid) { return files_.id_of_exe(pid); },
                   shared_,
@@ -395,6 +396,20 @@ Result<SeizedForest> seize(const CheckpointRequest& request, Steps& steps) {
     return SeizedForest::seize_tree(std::get<TreeTarget>(request.target).root, options);
 }
 
+Result<std::set<std::string>> all_externals(const CheckpointRequest& request,
+                                            const SeizedForest& forest) {
+    std::set<std::string> keys = request.externals;
+    if (!request.find_externals)
+        return keys;
+    std::vector<pid_t> pids;
+    for (const SeizedProcess& process : forest.processes())
+        if (!process.zombie)
+            pids.push_back(process.pid);
+    CKPT_ASSIGN(std::set<std::string> found, request.find_externals(pids));
+    keys.merge(found);
+    return keys;
+}
+
 }  // namespace
 
 HeldForest::HeldForest(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -428,7 +443,8 @@ Result<HeldForest> checkpoint(const CheckpointRequest& request, Steps& caller_st
     CKPT_ASSIGN(SeizedForest forest, seize(request, steps));
     finish_phase("freeze");
     auto frozen = start;
-    Dump dump(request, steps, stats, forest);
+    CKPT_ASSIGN(std::set<std::string> externals, all_externals(request, forest));
+    Dump dump(request, std::move(externals), steps, stats, forest);
     CKPT_ASSIGN(std::vector<pid_t> pids, dump.order());
     CKPT_TRY(dump.collect());
     finish_phase("collect");

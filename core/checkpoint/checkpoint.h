@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -40,6 +41,9 @@ struct CheckpointRequest {
     // Keys of objects that the restore gets from its caller ("socket:[1234]", "pipe:[77]",
     // "file[MNT:INO]"): they are recorded as external, and never a blocker.
     std::set<std::string> externals;
+    // Asked once, when everything stands still: more keys of that kind. What the tasks had open before
+    // may have changed until then. `pids`: all processes.
+    std::function<Result<std::set<std::string>>(const std::vector<pid_t>& pids)> find_externals;
     // The process that the restored unit's manager will call the main one. It becomes the first root in
     // the image. The default is the root of a tree, or the oldest process of a cgroup.
     std::optional<pid_t> main_pid;

@@ -69,6 +69,7 @@ class CheckpointJob {
   private:
     Result<void> prepare();
     Result<void> dump();
+    Result<std::set<std::string>> find_stage_ties(const std::vector<pid_t>& pids);
     Result<void> add_our_files();
     Result<images::ImageInfo> describe() const;
     Result<void> commit();
@@ -111,7 +112,7 @@ Result<void> CheckpointJob::dump() {
     CheckpointRequest dump;
     dump.target = CgroupTarget{facts_.cgroup_dir};
     dump.image_dir_fd = pending_->dir().fd();
-    for (const UnitExternal& external : facts_.externals) dump.externals.insert(external.key);
+    dump.find_externals = [this](const std::vector<pid_t>& pids) { return find_stage_ties(pids); };
     dump.main_pid = facts_.main_pid;
     const Microseconds freeze = request_.policy.timeout(Phase::kFreeze);
     if (freeze < std::chrono::hours(1))
@@ -124,6 +125,14 @@ Result<void> CheckpointJob::dump() {
     held_.emplace(std::move(held));
     frozen_since_ = std::chrono::steady_clock::now() - stats_.frozen;
     return {};
+}
+
+// What was open when the unit was resolved may have been closed since, and its number given away.
+Result<std::set<std::string>> CheckpointJob::find_stage_ties(const std::vector<pid_t>& pids) {
+    CKPT_ASSIGN(facts_.externals, find_externals(facts_.main_pid, pids));
+    std::set<std::string> keys;
+    for (const UnitExternal& external : facts_.externals) keys.insert(external.key);
+    return keys;
 }
 
 Result<void> CheckpointJob::add_our_files() {

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "service/worker/jobs.h"
 
+#include <algorithm>
 #include <fcntl.h>
+#include <thread>
 
 #include "core/base/io.h"
 #include "core/restore/restore.h"
 #include "images/image_store.h"
+#include "images/manifest.h"
 #include "service/worker/settle.h"
 #include "units/files_archive.h"
+#include "units/pid_floor.h"
 #include "units/resolve.h"
 #include "units/stage.h"
 #include "units/systemd.h"
@@ -17,6 +21,8 @@ namespace {
 
 using images::ImageState;
 using images::ImageStore;
+
+unsigned verify_threads() { return std::min(4u, std::max(1u, std::thread::hardware_concurrency())); }
 
 Result<UnitFacts> read_facts(const images::ImageDir& dir) {
     CKPT_ASSIGN(auto text, read_file(dir.fd(), kUnitFactsName));
@@ -36,6 +42,7 @@ class RestoreJob {
 
   private:
     Result<void> open_image();
+    void keep_pids_free() const;
     Result<void> stage();
     Result<void> put_files_back();
     RestoreRequest engine_request();
@@ -68,9 +75,17 @@ Result<void> RestoreJob::open_image() {
                     "is pending: the unit that it was taken of may still run");
     CKPT_TRY(steps_.enter("restore.verify"));
     CKPT_ASSIGN(image_, store_.open_image(id_));
+    CKPT_TRY(images::verify(*image_, images::VerifyDepth::kFull, verify_threads()));
     CKPT_ASSIGN(facts_, read_facts(*image_));
     info_ = std::move(stored.info);
     return {};
+}
+
+// What systemd and we start from here on must not take a number that the image needs. Where that cannot
+// be had, the engine names whoever holds a PID.
+void RestoreJob::keep_pids_free() const {
+    auto highest = highest_image_pid(request_.store_dir);
+    if (highest) (void)raise_pid_floor(*highest);
 }
 
 Result<void> RestoreJob::stage() {
@@ -134,6 +149,7 @@ JobResult RestoreJob::result() const {
 
 Result<JobResult> RestoreJob::run() {
     CKPT_TRY(open_image());
+    keep_pids_free();
     CKPT_TRY(stage());
     CKPT_TRY(put_files_back());
     CKPT_TRY(build());
