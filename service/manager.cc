@@ -230,6 +230,10 @@ void Manager::adopt(uint32_t id) {
     Job& ref = *job;
     jobs_[id] = std::move(job);
     if (observer_) observer_->job_new(ref);
+    // The call that started this daemon may be for the same unit: it must not wait for a job that is over.
+    auto ended = load_result(dir);
+    if (ended && *ended && access((dir + "/undo").c_str(), F_OK) != 0)
+        return finish(ref, std::move(**ended));
     workers_.adopt(ref);
 }
 

@@ -277,6 +277,7 @@ TEST_F(ManagerTest, RestartedDaemonAdoptsFindsAndRecovers) {
     restart();
     EXPECT_EQ(manager_->find(running)->state(), JobState::kStarting);
     EXPECT_EQ(manager_->find(finished)->state(), JobState::kDone);
+    EXPECT_FALSE(workers_.adopted.contains(finished)) << "nobody has to be asked about it";
     EXPECT_EQ(manager_->find(dead)->state(), JobState::kFailed);
     EXPECT_EQ(helpers_.recovered.size(), 1u);
     EXPECT_FALSE(manager_->checkpoint("running", {}, 0));

@@ -206,8 +206,9 @@ Result<void> Dump::find_cgroup() {
         return {};
     std::string_view best;
     for (const SeizedProcess& process : forest_.processes()) {
-        CKPT_ASSIGN(auto path, read_cgroup2_path(process.pid));
-        for (std::string_view part = path ? *path : ""; part.size() > 1;
+        CKPT_ASSIGN(const auto path, read_cgroup2_path(process.pid));
+        const std::string own = path.value_or("");
+        for (std::string_view part = own; part.size() > 1 && part.starts_with('/');
              part = part.substr(0, part.rfind('/')))
             if (std::string_view(target->path).ends_with(part) && part.size() > best.size()) {
                 context_.cgroup = std::string(part);
