@@ -17,11 +17,25 @@ namespace {
 constexpr uint64_t kPage = 4096;
 constexpr uint32_t kPidLimit = 1u << 22;  // PID_MAX_LIMIT in include/linux/threads.h
 
-tl::unexpected<Error> bad(const TaskImages& task, std::string message) {
+tl::unexpected<Error> bad(const TaskRecord& task, std::string message) {
     return fail(ErrorKind::kBadImage, task.object(), std::move(message));
 }
 
-Result<void> check_mappings(const TaskImages& task) {
+// They stand behind the mappings in which they lie.
+Result<void> take_guards_out(TaskRecord& task) {
+    auto& vmas = *task.mm.mutable_vmas();
+    for (int i = vmas.size() - 1; i >= 0 && vmas[i].status() & images::kVmaGuard; i--) {
+        const images::vma_entry& guard = vmas[i];
+        if (guard.start() % kPage != 0 || guard.end() % kPage != 0 || guard.start() >= guard.end())
+            return bad(task, fmt::format("guard {:#x}-{:#x} cannot be right", guard.start(),
+                                         guard.end()));
+        task.guards.push_back(guard);
+        vmas.RemoveLast();
+    }
+    return {};
+}
+
+Result<void> check_mappings(const TaskRecord& task) {
     uint64_t end = 0;
     for (const images::vma_entry& vma : task.mm.vmas()) {
         if (vma.status() & images::kVmaVsyscall)
@@ -52,7 +66,7 @@ Result<PageRuns> read_runs(const ImageDir& dir, ImageType type, uint64_t id) {
     return PageRuns{head.pages_id(), std::move(runs)};
 }
 
-Result<void> check_core(const TaskImages& task, const images::core_entry& core, bool leader) {
+Result<void> check_core(const TaskRecord& task, const images::core_entry& core, bool leader) {
     if (core.mtype() != images::core_entry::X86_64)
         return fail(ErrorKind::kUnsupported, task.object(), "is of another architecture");
     if (leader && !core.has_tc())
@@ -62,7 +76,7 @@ Result<void> check_core(const TaskImages& task, const images::core_entry& core, 
     return {};
 }
 
-Result<void> read_threads(const ImageDir& dir, TaskImages& task) {
+Result<void> read_threads(const ImageDir& dir, TaskRecord& task) {
     for (int i = 1; i < task.entry.threads_size(); i++) {
         uint32_t tid = task.entry.threads(i);
         CKPT_ASSIGN(auto core, dir.read_one<images::core_entry>(ImageType::kCore, tid));
@@ -72,8 +86,8 @@ Result<void> read_threads(const ImageDir& dir, TaskImages& task) {
     return {};
 }
 
-Result<TaskImages> read_task(const ImageDir& dir, const images::pstree_entry& entry) {
-    TaskImages task;
+Result<TaskRecord> read_task(const ImageDir& dir, const images::pstree_entry& entry) {
+    TaskRecord task;
     task.entry = entry;
     CKPT_ASSIGN(task.core, dir.read_one<images::core_entry>(ImageType::kCore, entry.pid()));
     CKPT_TRY(check_core(task, task.core, true));
@@ -87,9 +101,21 @@ Result<TaskImages> read_task(const ImageDir& dir, const images::pstree_entry& en
                     dir.read_one<images::task_kobj_ids_entry>(ImageType::kIds, entry.pid()));
     }
     CKPT_ASSIGN(task.mm, dir.read_one<images::mm_entry>(ImageType::kMm, entry.pid()));
+    CKPT_TRY(take_guards_out(task));
     CKPT_TRY(check_mappings(task));
     CKPT_ASSIGN(task.pages, read_runs(dir, ImageType::kPagemap, entry.pid()));
     return task;
+}
+
+Result<void> read_extra(const ImageDir& dir, ForestImages& forest) {
+    CKPT_ASSIGN(auto extras, dir.read_all<images::process_extra_entry>(ImageType::kTasks));
+    for (images::process_extra_entry& extra : extras)
+        for (TaskRecord& task : forest.tasks)
+            if (static_cast<uint32_t>(task.pid()) == extra.pid()) {
+                task.extra = std::move(extra);
+                break;
+            }
+    return {};
 }
 
 Result<void> check_numbers(const std::vector<images::pstree_entry>& entries) {
@@ -110,21 +136,28 @@ Result<void> check_numbers(const std::vector<images::pstree_entry>& entries) {
 
 }  // namespace
 
-bool TaskImages::zombie() const {
+bool TaskRecord::zombie() const {
     uint32_t state = core.tc().task_state();
     return state == images::kTaskDead || state == images::kTaskZombie;
 }
 
-bool TaskImages::stopped() const {
+bool TaskRecord::stopped() const {
     return core.tc().task_state() == images::kTaskStopped;
 }
 
-std::string TaskImages::object() const {
+std::string TaskRecord::object() const {
     return fmt::format("pid {} ({})", entry.pid(), name());
 }
 
-const TaskImages* ForestImages::find(pid_t pid) const {
-    for (const TaskImages& task : tasks)
+const images::thread_extra_entry& TaskRecord::thread_extra(pid_t tid) const {
+    for (const images::thread_extra_entry& thread : extra.threads())
+        if (thread.tid() == static_cast<uint32_t>(tid))
+            return thread;
+    return images::thread_extra_entry::default_instance();
+}
+
+const TaskRecord* ForestImages::find(pid_t pid) const {
+    for (const TaskRecord& task : tasks)
         if (task.pid() == pid)
             return &task;
     return nullptr;
@@ -143,9 +176,10 @@ Result<ForestImages> read_forest(const ImageDir& dir) {
         return fail(ErrorKind::kBadImage, dir.name(), "there is no process in the image");
     CKPT_TRY(check_numbers(entries));
     for (const images::pstree_entry& entry : entries) {
-        CKPT_ASSIGN(TaskImages task, read_task(dir, entry));
+        CKPT_ASSIGN(TaskRecord task, read_task(dir, entry));
         forest.tasks.push_back(std::move(task));
     }
+    CKPT_TRY(read_extra(dir, forest));
     CKPT_ASSIGN(auto filters, dir.read_all<images::seccomp_entry>(ImageType::kSeccomp));
     if (!filters.empty())
         forest.seccomp = std::move(filters.front());

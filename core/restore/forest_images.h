@@ -15,6 +15,7 @@
 #include "images/proto/memory.pb.h"
 #include "images/proto/namespaces.pb.h"
 #include "images/proto/security.pb.h"
+#include "images/proto/tasks.pb.h"
 
 namespace checkpointd {
 
@@ -24,12 +25,14 @@ struct PageRuns {
     std::vector<images::pagemap_entry> runs;
 };
 
-struct TaskImages {
+struct TaskRecord {
     images::pstree_entry entry;
     images::core_entry core;                   // of the main thread, with `tc`
     std::map<pid_t, images::core_entry> threads;  // the others
     images::task_kobj_ids_entry ids;
     images::mm_entry mm;
+    std::vector<images::vma_entry> guards;  // ranges of MADV_GUARD_INSTALL, taken out of mm
+    images::process_extra_entry extra;      // empty where the image has none
     PageRuns pages;
 
     pid_t pid() const { return static_cast<pid_t>(entry.pid()); }
@@ -37,6 +40,7 @@ struct TaskImages {
     bool stopped() const;
     std::string name() const { return core.tc().comm(); }
     std::string object() const;  // "pid 7 (redis-server)"
+    const images::thread_extra_entry& thread_extra(pid_t tid) const;  // perhaps an empty one
 };
 
 // All of an image directory that concerns tasks and their memory, read and checked for consistency: a
@@ -45,11 +49,11 @@ struct TaskImages {
 //   * a living task has core, mm and ids; mappings are page aligned, ascending, disjoint, in user memory.
 struct ForestImages {
     images::inventory_entry inventory;
-    std::vector<TaskImages> tasks;  // parents before children
+    std::vector<TaskRecord> tasks;  // parents before children
     images::seccomp_entry seccomp;
     std::optional<images::timens_entry> clocks;
 
-    const TaskImages* find(pid_t pid) const;
+    const TaskRecord* find(pid_t pid) const;
 };
 
 Result<ForestImages> read_forest(const images::ImageDir& dir);

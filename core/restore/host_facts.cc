@@ -7,9 +7,13 @@
 #include <cstdlib>
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <sched.h>
 #include <sstream>
 #include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "core/base/io.h"
 
@@ -47,6 +51,32 @@ uint32_t highest_descriptor() {
     return highest;
 }
 
+std::optional<uint32_t> own_number(const char* name, int base) {
+    auto text = read_file(AT_FDCWD, std::string("/proc/self/") + name);
+    if (!text || text->empty())
+        return {};
+    return static_cast<uint32_t>(std::strtoul(text->c_str(), nullptr, base));
+}
+
+void read_schedule(HostFacts& facts) {
+    constexpr int kThread = 1;  // IOPRIO_WHO_PROCESS
+    facts.nice = getpriority(PRIO_PROCESS, 0);
+    facts.policy = sched_getscheduler(0);
+    facts.cpus.resize(1024);  // 8192 CPUs, the most that x86_64 can be configured for
+    long size = syscall(SYS_sched_getaffinity, 0, facts.cpus.size(), facts.cpus.data());
+    facts.cpus.resize(size > 0 ? static_cast<size_t>(size) : 0);
+    facts.io_priority = static_cast<uint32_t>(syscall(SYS_ioprio_get, kThread, 0));
+    facts.timer_slack_ns = static_cast<uint64_t>(prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0));
+}
+
+uint64_t own_permitted() {
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    __user_cap_data_struct words[2] = {};
+    if (syscall(SYS_capget, &header, words) < 0)
+        return 0;
+    return words[0].permitted | uint64_t{words[1].permitted} << 32;
+}
+
 }  // namespace
 
 Result<HostFacts> host_facts() {
@@ -64,8 +94,10 @@ Result<HostFacts> host_facts() {
     facts.timer_ids = prctl(kTimerCreateRestoreIds, kTimerIdsGet, 0, 0, 0) >= 0;
     if (auto score = read_file(AT_FDCWD, "/proc/self/oom_score_adj"))
         facts.oom_score_adj = std::atoi(score->c_str());
-    facts.nice = getpriority(PRIO_PROCESS, 0);
-    facts.policy = sched_getscheduler(0);
+    read_schedule(facts);
+    facts.login = own_number("loginuid", 10);
+    facts.coredump_filter = own_number("coredump_filter", 16);
+    facts.permitted = own_permitted();
     facts.highest_descriptor = highest_descriptor();
     return facts;
 }

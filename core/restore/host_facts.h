@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <sys/resource.h>
 #include <sys/types.h>
 #include <time.h>
@@ -25,6 +27,12 @@ struct HostFacts {
     int oom_score_adj = 0;
     int nice = 0;
     int policy = 0;
+    std::string cpus;                // affinity, as sched_getaffinity(2) fills it
+    uint32_t io_priority = 0;
+    uint64_t timer_slack_ns = 0;
+    std::optional<uint32_t> login;   // loginuid; none where the kernel has no audit
+    std::optional<uint32_t> coredump_filter;
+    uint64_t permitted = 0;          // capabilities
     uint32_t highest_descriptor = 0;
 };
 

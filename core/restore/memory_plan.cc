@@ -43,7 +43,7 @@ bool is_shared_segment(const vma_entry& vma) {
     return is(vma, images::kVmaAnonShared) && !is(vma, images::kVmaSysvIpc);
 }
 
-std::string mapping_label(const TaskImages& task, const vma_entry& vma) {
+std::string mapping_label(const TaskRecord& task, const vma_entry& vma) {
     return fmt::format("pid {} {:#x}-{:#x}", task.pid(), vma.start(), vma.end());
 }
 
@@ -57,7 +57,7 @@ std::vector<Span> all_spans(const ForestImages& forest, const std::vector<OwnMap
     for (const OwnMapping& mapping : own)
         if (mapping.end <= kUserMemoryEnd)  // not [vsyscall]
             spans.push_back({mapping.start, mapping.end});
-    for (const TaskImages& task : forest.tasks) {
+    for (const TaskRecord& task : forest.tasks) {
         for (const vma_entry& vma : task.mm.vmas())
             if (!is(vma, images::kVmaVsyscall))
                 spans.push_back({vma.start(), vma.end()});
@@ -71,6 +71,7 @@ std::vector<Span> all_spans(const ForestImages& forest, const std::vector<OwnMap
 // Bits of vma_entry.madv that are really advice of the program; others are states of the kernel.
 constexpr int kAdvice[] = {MADV_DONTFORK, MADV_MERGEABLE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
                            MADV_DONTDUMP, MADV_WIPEONFORK, MADV_SEQUENTIAL, MADV_RANDOM};
+constexpr int kGuardInstall = 102;  // MADV_GUARD_INSTALL, Linux 6.13
 
 }  // namespace
 
@@ -97,7 +98,7 @@ Result<uint64_t> free_place(const ForestImages& forest, const std::vector<OwnMap
 }
 
 void MemoryPlanner::check(std::vector<Error>& blockers) {
-    for (const TaskImages& task : forest_.tasks) {
+    for (const TaskRecord& task : forest_.tasks) {
         if (task.zombie())
             continue;
         check_task(task, blockers);
@@ -105,7 +106,7 @@ void MemoryPlanner::check(std::vector<Error>& blockers) {
     }
 }
 
-void MemoryPlanner::check_task(const TaskImages& task, std::vector<Error>& blockers) {
+void MemoryPlanner::check_task(const TaskRecord& task, std::vector<Error>& blockers) {
     auto refuse = [&](const vma_entry& vma, const char* what) {
         blockers.push_back(Error{ErrorKind::kUnsupported, mapping_label(task, vma), what, {}, 0, {}});
     };
@@ -133,7 +134,7 @@ void MemoryPlanner::check_task(const TaskImages& task, std::vector<Error>& block
 }
 
 // The program's memory holds addresses inside the vdso, so its code must be the same.
-void MemoryPlanner::check_vdso(const TaskImages& task, std::vector<Error>& blockers) {
+void MemoryPlanner::check_vdso(const TaskRecord& task, std::vector<Error>& blockers) {
     uint64_t start = 0;
     for (const vma_entry& vma : task.mm.vmas()) {
         if (is(vma, images::kVmaVvar) && start == 0)
@@ -152,7 +153,7 @@ void MemoryPlanner::check_vdso(const TaskImages& task, std::vector<Error>& block
     }
 }
 
-Result<void> MemoryPlanner::compare_vdso(const TaskImages& task, const vma_entry& vdso) {
+Result<void> MemoryPlanner::compare_vdso(const TaskRecord& task, const vma_entry& vdso) {
     auto own = std::find_if(facts_.mappings.begin(), facts_.mappings.end(),
                             [](const OwnMapping& mapping) { return mapping.name == "[vdso]"; });
     auto differs = [&](const char* what) {
@@ -227,7 +228,7 @@ Result<void> MemoryPlanner::plan_agent(uint64_t window) {
         CKPT_TRY(plan_segment(shmid, segment, window));
         window += segment.size + kPage;
     }
-    for (const TaskImages& task : forest_.tasks)
+    for (const TaskRecord& task : forest_.tasks)
         if (!task.zombie() && !task.pages.runs.empty())
             CKPT_TRY(pages_file(task.pages.pages_id));
     return {};
@@ -316,7 +317,7 @@ Result<void> MemoryPlanner::fill_memfd(uint32_t shmid, uint64_t size, Slot fd, P
     return {};
 }
 
-Result<void> MemoryPlanner::map(const TaskImages& task, const vma_entry& vma, Program& blob,
+Result<void> MemoryPlanner::map(const TaskRecord& task, const vma_entry& vma, Program& blob,
                                 const FileSlots& files) {
     std::string label = mapping_label(task, vma);
     uint64_t size = vma.end() - vma.start();
@@ -342,7 +343,7 @@ Result<void> MemoryPlanner::map(const TaskImages& task, const vma_entry& vma, Pr
     return {};
 }
 
-Result<void> MemoryPlanner::read_private_pages(const TaskImages& task, Program& blob) {
+Result<void> MemoryPlanner::read_private_pages(const TaskRecord& task, Program& blob) {
     const auto& vmas = task.mm.vmas();
     auto sort = [&](uint64_t address) -> Stretch {
         auto vma = std::upper_bound(
@@ -357,7 +358,7 @@ Result<void> MemoryPlanner::read_private_pages(const TaskImages& task, Program& 
     return read_runs(fmt::format("pid {} memory", task.pid()), blob, task.pages, 0, sort);
 }
 
-void MemoryPlanner::settle(const TaskImages& task, const vma_entry& vma, Program& blob) {
+void MemoryPlanner::settle(const TaskRecord& task, const vma_entry& vma, Program& blob) {
     std::string label = mapping_label(task, vma);
     uint64_t size = vma.end() - vma.start();
     for (int advice : kAdvice)
@@ -370,14 +371,16 @@ void MemoryPlanner::settle(const TaskImages& task, const vma_entry& vma, Program
 }
 
 // What /proc/PID shows, and brk: PR_SET_MM_MAP in prctl(2).
-Result<void> MemoryPlanner::describe_layout(const TaskImages& task, Program& blob,
+Result<void> MemoryPlanner::describe_layout(const TaskRecord& task, Program& blob,
                                             const FileSlots& files) {
     const images::mm_entry& mm = task.mm;
     std::string label = fmt::format("pid {} memory layout", task.pid());
     constexpr int kMostAuxv = 64;
-    if (mm.mm_saved_auxv_size() > kMostAuxv)
-        return fail(ErrorKind::kBadImage, task.object(), "its auxiliary vector is too long");
     std::vector<uint64_t> auxv(mm.mm_saved_auxv().begin(), mm.mm_saved_auxv().end());
+    if (task.extra.auxv_size() > 0)
+        auxv.assign(task.extra.auxv().begin(), task.extra.auxv().end());
+    if (auxv.size() > kMostAuxv)
+        return fail(ErrorKind::kBadImage, task.object(), "its auxiliary vector is too long");
     prctl_mm_map map{};
     map.start_code = mm.mm_start_code(), map.end_code = mm.mm_end_code();
     map.start_data = mm.mm_start_data(), map.end_data = mm.mm_end_data();
@@ -400,7 +403,7 @@ Result<void> MemoryPlanner::describe_layout(const TaskImages& task, Program& blo
     return {};
 }
 
-Result<void> MemoryPlanner::plan_task(const TaskImages& task, Program& blob,
+Result<void> MemoryPlanner::plan_task(const TaskRecord& task, Program& blob,
                                       const FileSlots& files) {
     uint64_t vdso = 0;
     for (const vma_entry& vma : task.mm.vmas())
@@ -411,6 +414,9 @@ Result<void> MemoryPlanner::plan_task(const TaskImages& task, Program& blob,
         if (!is_kernels(vma))
             CKPT_TRY(map(task, vma, blob, files));
     CKPT_TRY(read_private_pages(task, blob));
+    for (const vma_entry& guard : task.guards)  // before mlock: 6.13 and 6.14 refuse locked memory
+        blob.call(mapping_label(task, guard) + " guard", SYS_madvise,
+                  {guard.start(), guard.end() - guard.start(), kGuardInstall});
     for (const vma_entry& vma : task.mm.vmas())
         if (!is_kernels(vma))
             settle(task, vma, blob);

@@ -34,7 +34,7 @@ class MemoryPlanner {
     // Opens pages files and makes the shared segments, the first at address `window`.
     Result<void> plan_agent(uint64_t window);
     // Replaces a task's memory.
-    Result<void> plan_task(const TaskImages& task, Program& blob, const FileSlots& files);
+    Result<void> plan_task(const TaskRecord& task, Program& blob, const FileSlots& files);
     // Fills `fd` (a memfd, in the agent) with the pages of a shared segment.
     Result<void> fill_memfd(uint32_t shmid, uint64_t size, Slot fd, Program& agent);
 
@@ -52,19 +52,19 @@ class MemoryPlanner {
         Slot file;
     };
 
-    void check_task(const TaskImages& task, std::vector<Error>& blockers);
-    void check_vdso(const TaskImages& task, std::vector<Error>& blockers);
-    Result<void> compare_vdso(const TaskImages& task, const images::vma_entry& vdso);
+    void check_task(const TaskRecord& task, std::vector<Error>& blockers);
+    void check_vdso(const TaskRecord& task, std::vector<Error>& blockers);
+    Result<void> compare_vdso(const TaskRecord& task, const images::vma_entry& vdso);
     Result<Slot> pages_file(uint32_t pages_id);
     Result<void> check_size(const PageRuns& pages) const;
     Result<void> plan_segment(uint64_t shmid, Segment& segment, uint64_t address);
-    Result<void> map(const TaskImages& task, const images::vma_entry& vma, Program& blob,
+    Result<void> map(const TaskRecord& task, const images::vma_entry& vma, Program& blob,
                      const FileSlots& files);
-    Result<void> read_private_pages(const TaskImages& task, Program& blob);
+    Result<void> read_private_pages(const TaskRecord& task, Program& blob);
     Result<void> read_runs(const std::string& label, Program& program, const PageRuns& pages,
                            uint64_t base, const Sorter& sort);
-    void settle(const TaskImages& task, const images::vma_entry& vma, Program& blob);
-    Result<void> describe_layout(const TaskImages& task, Program& blob, const FileSlots& files);
+    void settle(const TaskRecord& task, const images::vma_entry& vma, Program& blob);
+    Result<void> describe_layout(const TaskRecord& task, Program& blob, const FileSlots& files);
 
     const images::ImageDir& dir_;
     const ForestImages& forest_;

@@ -67,7 +67,7 @@ class RestorePlanner {
         CKPT_TRY(plan_window(memory));
         enter_namespaces();
         CKPT_TRY(plan_files(memory));
-        for (const TaskImages& task : forest_.tasks)
+        for (const TaskRecord& task : forest_.tasks)
             CKPT_TRY(plan_task(task, memory));
         plan_makers();
         agent_.exit("agent leaves", 0);
@@ -86,7 +86,7 @@ class RestorePlanner {
     Result<void> read_files() {
         std::set<uint32_t> tables;
         std::set<pid_t> pids;
-        for (const TaskImages& task : forest_.tasks)
+        for (const TaskRecord& task : forest_.tasks)
             if (!task.zombie()) {
                 tables.insert(task.ids.files_id());
                 pids.insert(task.pid());
@@ -99,7 +99,7 @@ class RestorePlanner {
     // parts; so it writes into programs of its own, which splice() moves.
     Result<void> plan_files(MemoryPlanner& memory) {
         std::vector<FilePlanTask> tasks;
-        for (const TaskImages& task : forest_.tasks) {
+        for (const TaskRecord& task : forest_.tasks) {
             if (task.zombie())
                 continue;
             FileParts parts{&plan_.new_program(fmt::format("pid {} descriptors", task.pid())),
@@ -135,7 +135,7 @@ class RestorePlanner {
         part.ops().clear();
     }
 
-    Result<void> plan_fs(const TaskImages& task, Program& program) {
+    Result<void> plan_fs(const TaskRecord& task, Program& program) {
         if (!file_images_.fs.contains(task.pid()))
             return {};
         for (const FilePlanTask& known : file_tasks_)
@@ -146,7 +146,7 @@ class RestorePlanner {
 
     Result<void> plan_family() {
         std::vector<LineageTask> tasks;
-        for (const TaskImages& task : forest_.tasks)
+        for (const TaskRecord& task : forest_.tasks)
             tasks.push_back({task.pid(), static_cast<pid_t>(task.entry.ppid()),
                              static_cast<pid_t>(task.entry.pgid()),
                              static_cast<pid_t>(task.entry.sid()), task.object()});
@@ -160,7 +160,7 @@ class RestorePlanner {
         for (const Maker& maker : lineage_.makers)
             if (maker.temporary)
                 result_->helpers.push_back(maker.pid);
-        for (const TaskImages& task : forest_.tasks)
+        for (const TaskRecord& task : forest_.tasks)
             if (forest_.find(static_cast<pid_t>(task.entry.ppid())) == nullptr)
                 result_->roots.push_back(task.pid());
         return {};
@@ -168,7 +168,7 @@ class RestorePlanner {
 
     void check_sharing(std::vector<Error>& blockers) const {
         std::map<uint32_t, std::string> memory, actions, tables;
-        for (const TaskImages& task : forest_.tasks) {
+        for (const TaskRecord& task : forest_.tasks) {
             if (task.zombie())
                 continue;
             if (!memory.try_emplace(task.ids.vm_id(), task.object()).second)
@@ -294,7 +294,7 @@ class RestorePlanner {
         }
     }
 
-    Result<void> plan_task(const TaskImages& task, MemoryPlanner& memory) {
+    Result<void> plan_task(const TaskRecord& task, MemoryPlanner& memory) {
         PlannedTask planned;
         planned.pid = task.pid();
         planned.name = task.name();
@@ -311,7 +311,7 @@ class RestorePlanner {
         return {};
     }
 
-    void plan_death(const TaskImages& task, Program& stage) {
+    void plan_death(const TaskRecord& task, Program& stage) {
         std::string label = fmt::format("pid {} zombie", task.pid());
         stage.call(label, SYS_prctl, {PR_SET_NAME, plan_.string(task.name()), 0, 0, 0});
         stage.barrier("files are in place", kStagePlaced);
@@ -325,17 +325,17 @@ class RestorePlanner {
         stage.exit(label, status >> 8 & 0xff);
     }
 
-    Result<void> plan_life(const TaskImages& task, PlannedTask& planned, Program& stage,
+    Result<void> plan_life(const TaskRecord& task, PlannedTask& planned, Program& stage,
                            MemoryPlanner& memory) {
         Program& blob = plan_.new_program(fmt::format("pid {} blob", task.pid()));
-        CKPT_TRY(plan_oom_score(task, facts_, proc_, stage));
+        plan_proc_settings(task, facts_, proc_, stage);
         splice(*parts_.at(task.pid()).stage, stage);
         plan_hooks(task, stage);
         stage.barrier("files are in place", kStagePlaced);
         stage.enter_blob(fmt::format("pid {}", task.pid()), blob, 0);
         CKPT_TRY(memory.plan_task(task, blob,
                                   [&](uint32_t id) { return files_->slot_of_file(id); }));
-        CKPT_TRY(add_thread(planned, task.core, task.pid()));
+        CKPT_TRY(add_thread(planned, task, task.core, task.pid(), blob));
         CKPT_TRY(plan_threads(task, planned, blob));
         blob.barrier("memory and threads are there", kMemoryReplaced);
         CKPT_TRY(plan_signal_actions(task, planned, blob));
@@ -343,17 +343,20 @@ class RestorePlanner {
         splice(*parts_.at(task.pid()).late, blob);
         CKPT_TRY(plan_fs(task, blob));
         CKPT_TRY(plan_shared_signals(task, planned, blob));
-        CKPT_TRY(plan_thread({task.pid(), task.pid(), task.core, task.object()}, planned, blob));
+        CKPT_TRY(plan_thread({task.pid(), task.pid(), task.core, task.object(),
+                              task.thread_extra(task.pid())},
+                             planned, blob));
         blob.barrier("threads are ready", kThreadsReady);
         CKPT_TRY(plan_process_flags(task, blob));
         CKPT_TRY(plan_timers(task, facts_, blob));
+        plan_mdwe(task, blob);
         blob.call(fmt::format("pid {} service descriptors", task.pid()), SYS_close_range,
                   {result_->descriptor_floor, ~0u, 0});
         blob.barrier("finished", kFinished);
         return {};
     }
 
-    void plan_hooks(const TaskImages& task, Program& stage) {
+    void plan_hooks(const TaskRecord& task, Program& stage) {
         for (size_t i = 0; i < request_.hooks.size(); i++)
             if (request_.hooks[i].pid == task.pid())
                 stage.append(restorer::OpCode::kHook,
@@ -361,17 +364,18 @@ class RestorePlanner {
                              {i});
     }
 
-    Result<void> plan_threads(const TaskImages& task, PlannedTask& planned, Program& blob) {
+    Result<void> plan_threads(const TaskRecord& task, PlannedTask& planned, Program& blob) {
         uint64_t stack = 1;  // 0 is the main thread's
         for (const auto& [tid, core] : task.threads) {
             std::string object = fmt::format("pid {} tid {}", task.pid(), tid);
             Program& program = plan_.new_program(object + " blob");
             blob.thread(object, tid, program, stack++);
             program.barrier("memory and threads are there", kMemoryReplaced);
-            CKPT_TRY(plan_thread({task.pid(), tid, core, object}, planned, program));
+            CKPT_TRY(plan_thread({task.pid(), tid, core, object, task.thread_extra(tid)}, planned,
+                                 program));
             program.barrier("threads are ready", kThreadsReady);
             program.barrier("finished", kFinished);
-            CKPT_TRY(add_thread(planned, core, tid));
+            CKPT_TRY(add_thread(planned, task, core, tid, blob));
         }
         result_->stacks = std::max(result_->stacks, static_cast<uint32_t>(stack));
         return {};
@@ -382,21 +386,35 @@ class RestorePlanner {
         CKPT_TRY(plan_schedule(thread, facts_, program));
         CKPT_TRY(plan_pending_signals(thread, planned, program));
         CKPT_TRY(plan_filters(thread, forest_.seccomp, program));
-        return plan_credentials(thread, program);
+        return plan_credentials(thread, facts_, program);
     }
 
-    Result<void> add_thread(PlannedTask& planned, const images::core_entry& core, pid_t tid) {
+    Result<void> add_thread(PlannedTask& planned, const TaskRecord& task,
+                            const images::core_entry& core, pid_t tid, Program& blob) {
         std::string object = fmt::format("pid {} tid {}", planned.pid, tid);
         PlannedThread thread;
         thread.tid = tid;
         CKPT_ASSIGN(thread.registers, registers_from_image(core.thread_info().gpregs(), object));
-        CKPT_ASSIGN(thread.xstate, xstate_from_image(core.thread_info().fpregs(), object));
+        thread.xstate = xstate_from_raw(task.thread_extra(tid).xstate());
+        if (thread.xstate.empty()) {
+            CKPT_ASSIGN(thread.xstate, xstate_from_image(core.thread_info().fpregs(), object));
+        }
+        ask_permission(thread, object, blob);
         thread.signal_mask = signal_mask(core);
         const images::rseq_entry& rseq = core.thread_core().rseq_entry();
         thread.rseq = rseq.rseq_abi_pointer();
         thread.rseq_cs = rseq.rseq_cs_pointer();
         planned.threads.push_back(std::move(thread));
         return {};
+    }
+
+    // AMX: arch_prctl(2), for the whole process. Before threads have signal stacks too small for it.
+    void ask_permission(const PlannedThread& thread, const std::string& object, Program& blob) {
+        constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+        uint64_t mask = components_by_permission(thread.xstate);
+        for (unsigned bit = 0; bit < 64; bit++)
+            if (mask >> bit & 1)
+                blob.call(object + " CPU state", SYS_arch_prctl, {kRequestPermission, bit});
     }
 
     Result<void> place_region() {

@@ -32,6 +32,7 @@
 #include "core/resources/files.h"
 #include "core/restore/executor/region.h"
 #include "core/restore/forest_images.h"
+#include "core/restore/own_pids_test_util.h"
 #include "core/restore/program/print.h"
 #include "images/constants.h"
 #include "images/proto/files.pb.h"
@@ -492,7 +493,7 @@ class RestoreTest : public testing::Test {
                 if (waitpid(base_ + i, nullptr, WNOHANG) <= 0)
                     poll(nullptr, 0, 1);
             }
-            EXPECT_FALSE(exists(base_ + i)) << base_ + i;
+            EXPECT_FALSE(exists(base_ + i)) << base_ + i << "\n" << text_of(base_ + i, "status");
         }
     }
 
@@ -608,6 +609,7 @@ TEST_F(RestoreTest, FailureOfEveryOperationIsNamedAndLeavesNothing) {
             std::string line = fmt::format("{} (operation {} of {})",
                                            print_op((*plan)->programs, broken), op,
                                            (*plan)->programs.program(program).name());
+            SCOPED_TRACE(line);
             RestoreStats stats;
             auto built = execute_plan(request, std::move(*plan), stats);
             ASSERT_FALSE(built) << program << ":" << op;
@@ -617,7 +619,8 @@ TEST_F(RestoreTest, FailureOfEveryOperationIsNamedAndLeavesNothing) {
         }
     }
     RestoreStats stats;
-    EXPECT_TRUE(build_forest(request, stats));
+    auto whole = build_forest(request, stats);
+    EXPECT_TRUE(whole) << whole.error().text();
 }
 
 // What the interpreter finds in the region is what print_plan() shows, line by line. That it also runs
@@ -697,3 +700,7 @@ TEST_F(RestoreTest, DamagedImagesAreAnswered) {
 
 }  // namespace
 }  // namespace checkpointd
+
+int main(int argc, char** argv) {
+    return checkpointd::run_tests_with_own_pids(argc, argv);
+}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/restore/task_state.h"
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstring>
@@ -95,14 +96,6 @@ void set_capabilities(const std::string& label, Program& program, uint64_t effec
                  {plan.object(header), plan.object(capability_data(effective, permitted, inheritable))});
 }
 
-uint64_t own_permitted() {
-    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-    CapabilityData data{};
-    if (syscall(SYS_capget, &header, data.words) < 0)
-        return 0;
-    return data.words[0].permitted | uint64_t{data.words[1].permitted} << 32;
-}
-
 }  // namespace
 
 uint64_t signal_mask(const images::core_entry& core) {
@@ -134,8 +127,48 @@ Result<void> plan_thread_basics(const ThreadState& thread, Program& program) {
     return {};
 }
 
+namespace {
+
+// CPUs that there are no more cannot be asked for; with none left the thread runs anywhere.
+std::string possible_cpus(const std::string& wanted, const std::string& own) {
+    std::string both;
+    bool any = false;
+    for (size_t i = 0; i < wanted.size() && i < own.size(); i++) {
+        both.push_back(static_cast<char>(wanted[i] & own[i]));
+        any = any || both.back() != 0;
+    }
+    return any ? both : std::string{};
+}
+
+bool same_cpus(const std::string& a, const std::string& b) {
+    size_t size = std::max(a.size(), b.size());
+    for (size_t i = 0; i < size; i++)
+        if ((i < a.size() ? a[i] : 0) != (i < b.size() ? b[i] : 0))
+            return false;
+    return true;
+}
+
+// Before the policy: a real-time thread has no timer slack (prctl(2)).
+void plan_schedule_extra(const ThreadState& thread, const HostFacts& facts, Program& program) {
+    constexpr int kThread = 1;  // IOPRIO_WHO_PROCESS
+    const images::thread_extra_entry& extra = thread.extra;
+    std::string cpus = possible_cpus(extra.cpus(), facts.cpus);
+    if (!cpus.empty() && !same_cpus(cpus, facts.cpus))
+        program.try_call(thread.object + " CPU affinity", SYS_sched_setaffinity,
+                         {0, cpus.size(), program.plan().bytes(cpus.data(), cpus.size())});
+    if (extra.has_io_priority() && extra.io_priority() != facts.io_priority)
+        program.call(thread.object + " I/O priority", SYS_ioprio_set,
+                     {kThread, 0, extra.io_priority()});
+    if (extra.timer_slack_ns() != 0 && extra.timer_slack_ns() != facts.timer_slack_ns)
+        program.call(thread.object + " timer slack", SYS_prctl,
+                     {PR_SET_TIMERSLACK, extra.timer_slack_ns(), 0, 0, 0});
+}
+
+}  // namespace
+
 Result<void> plan_schedule(const ThreadState& thread, const HostFacts& facts, Program& program) {
     const images::thread_core_entry& core = thread.core.thread_core();
+    plan_schedule_extra(thread, facts, program);
     int policy = static_cast<int>(core.sched_policy());
     bool real_time = policy == SCHED_FIFO || policy == SCHED_RR;
     if (core.has_sched_policy() && (policy != facts.policy || real_time)) {
@@ -165,7 +198,7 @@ Result<void> plan_pending_signals(const ThreadState& thread, PlannedTask& planne
     return {};
 }
 
-Result<void> plan_shared_signals(const TaskImages& task, PlannedTask& planned, Program& program) {
+Result<void> plan_shared_signals(const TaskRecord& task, PlannedTask& planned, Program& program) {
     for (const images::siginfo_entry& entry : task.core.tc().signals_s().signals()) {
         CKPT_ASSIGN(int signal, check_siginfo(entry, task.object()));
         if (acts_at_once(signal)) {
@@ -218,13 +251,13 @@ Result<void> plan_filters(const ThreadState& thread, const images::seccomp_entry
 // Order, from capabilities(7): with SECBIT_NO_SETUID_FIXUP a change of uids leaves the capabilities
 // alone; inheritable ones must be set while they are still in the bounding set; ambient ones need
 // permitted and inheritable; the final sets come last, because everything before needs privileges.
-Result<void> plan_credentials(const ThreadState& thread, Program& program) {
+Result<void> plan_credentials(const ThreadState& thread, const HostFacts& facts, Program& program) {
     const images::creds_entry& creds = thread.core.thread_core().creds();
     if (!thread.core.thread_core().has_creds())
         return {};
     std::string label = thread.object + " credentials";
     Plan& plan = program.plan();
-    uint64_t own = own_permitted();
+    uint64_t own = facts.permitted;
     uint64_t inheritable = capability_set(creds.cap_inh());
     program.call(label, SYS_prctl, {PR_SET_SECUREBITS, 1u << SECURE_NO_SETUID_FIXUP, 0, 0, 0});
     std::vector<uint32_t> groups(creds.groups().begin(), creds.groups().end());
@@ -255,7 +288,7 @@ Result<void> plan_credentials(const ThreadState& thread, Program& program) {
     return {};
 }
 
-Result<void> plan_signal_actions(const TaskImages& task, PlannedTask& planned, Program& program) {
+Result<void> plan_signal_actions(const TaskRecord& task, PlannedTask& planned, Program& program) {
     std::string label = fmt::format("pid {} signal actions", task.pid());
     KernelSigaction none{};
     // Ends of zombies made SIGCHLD pending; setting the default drops what is pending.
@@ -282,7 +315,7 @@ Result<void> plan_signal_actions(const TaskImages& task, PlannedTask& planned, P
 
 namespace {
 
-Result<void> plan_interval_timer(const TaskImages& task, int which,
+Result<void> plan_interval_timer(const TaskRecord& task, int which,
                                  const images::itimer_entry& timer, Program& program) {
     if (timer.vsec() == 0 && timer.vusec() == 0)
         return {};
@@ -297,7 +330,7 @@ constexpr uint32_t kMostTimersByCounting = 4096;
 
 // Without PR_TIMER_CREATE_RESTORE_IDS the kernel numbers timers by counting up from 0: those in
 // between are made and deleted.
-Result<void> count_up(const TaskImages& task, uint32_t& next, uint32_t wanted, Program& program) {
+Result<void> count_up(const TaskRecord& task, uint32_t& next, uint32_t wanted, Program& program) {
     if (wanted < next || wanted > kMostTimersByCounting)
         return fail(ErrorKind::kUnsupported, task.object(),
                     fmt::format("has a timer with id {}, which this kernel cannot make", wanted),
@@ -312,7 +345,7 @@ Result<void> count_up(const TaskImages& task, uint32_t& next, uint32_t wanted, P
     return {};
 }
 
-Result<void> plan_posix_timer(const TaskImages& task, const images::posix_timer_entry& timer,
+Result<void> plan_posix_timer(const TaskRecord& task, const images::posix_timer_entry& timer,
                               Program& program) {
     std::string label = fmt::format("pid {} timer {}", task.pid(), timer.it_id());
     KernelSigevent event{};
@@ -331,7 +364,7 @@ Result<void> plan_posix_timer(const TaskImages& task, const images::posix_timer_
 
 }  // namespace
 
-Result<void> plan_timers(const TaskImages& task, const HostFacts& facts, Program& program) {
+Result<void> plan_timers(const TaskRecord& task, const HostFacts& facts, Program& program) {
     const images::task_timers_entry& timers = task.core.tc().timers();
     if (!task.core.tc().has_timers())
         return {};
@@ -356,7 +389,7 @@ Result<void> plan_timers(const TaskImages& task, const HostFacts& facts, Program
 
 // Raising a hard limit needs CAP_SYS_RESOURCE, so only what differs is set. The soft limit of
 // descriptors is set always: the agent raises its own.
-Result<void> plan_limits(const TaskImages& task, const HostFacts& facts, Program& program) {
+Result<void> plan_limits(const TaskRecord& task, const HostFacts& facts, Program& program) {
     const auto& limits = task.core.tc().rlimits().rlimits();
     for (int i = 0; i < limits.size() && i < static_cast<int>(facts.limits.size()); i++) {
         const rlimit& own = facts.limits[static_cast<size_t>(i)];
@@ -370,7 +403,7 @@ Result<void> plan_limits(const TaskImages& task, const HostFacts& facts, Program
     return {};
 }
 
-Result<void> plan_process_flags(const TaskImages& task, Program& program) {
+Result<void> plan_process_flags(const TaskRecord& task, Program& program) {
     const images::task_core_entry& core = task.core.tc();
     std::string label = fmt::format("pid {} process flags", task.pid());
     if (core.personality() != static_cast<uint32_t>(personality(0xffffffff)))
@@ -385,19 +418,46 @@ Result<void> plan_process_flags(const TaskImages& task, Program& program) {
     return {};
 }
 
-Result<void> plan_oom_score(const TaskImages& task, const HostFacts& facts, Slot proc,
-                            Program& stage) {
-    const images::task_core_entry& core = task.core.tc();
-    if (!core.has_oom_score_adj() || core.oom_score_adj() == facts.oom_score_adj)
-        return {};
-    std::string label = fmt::format("pid {} oom_score_adj", task.pid());
-    std::string text = fmt::format("{}", core.oom_score_adj());
-    Slot file = stage.descriptor(label, SYS_openat,
-                                 {proc, stage.plan().string("self/oom_score_adj"),
-                                  O_WRONLY | O_CLOEXEC});
-    stage.call(label, SYS_write, {file, stage.plan().string(text), text.size()});
+namespace {
+
+// Not fatal where `best_effort`: then the file may be read-only for us.
+void write_proc(const TaskRecord& task, std::string_view name, const std::string& text,
+                bool best_effort, Slot proc, Program& stage) {
+    std::string label = fmt::format("pid {} {}", task.pid(), name);
+    Plan& plan = stage.plan();
+    Slot file = stage.descriptor(
+        label, SYS_openat, {proc, plan.string(fmt::format("self/{}", name)), O_WRONLY | O_CLOEXEC});
+    if (best_effort) {
+        stage.ops().back().flags |= restorer::kIgnoreError;
+        stage.try_call(label, SYS_write, {file, plan.string(text), text.size()});
+        stage.try_call(label, SYS_close, {file});
+        return;
+    }
+    stage.call(label, SYS_write, {file, plan.string(text), text.size()});
     stage.call(label, SYS_close, {file});
-    return {};
+}
+
+}  // namespace
+
+void plan_proc_settings(const TaskRecord& task, const HostFacts& facts, Slot proc, Program& stage) {
+    const images::task_core_entry& core = task.core.tc();
+    if (core.has_oom_score_adj() && core.oom_score_adj() != facts.oom_score_adj)
+        write_proc(task, "oom_score_adj", fmt::format("{}", core.oom_score_adj()), false, proc, stage);
+    bool differs = task.extra.has_coredump_filter() &&
+                   facts.coredump_filter.value_or(0) != task.extra.coredump_filter();
+    if (differs)  // of the address space, but it outlives the mappings
+        write_proc(task, "coredump_filter", fmt::format("{:#x}", task.extra.coredump_filter()),
+                   !facts.coredump_filter, proc, stage);
+    // A login may be set once, then only with CAP_AUDIT_CONTROL: no reason to refuse a restore.
+    if (core.has_loginuid() && facts.login && *facts.login != core.loginuid())
+        write_proc(task, "loginuid", fmt::format("{}", core.loginuid()), true, proc, stage);
+}
+
+void plan_mdwe(const TaskRecord& task, Program& program) {
+    constexpr int kSetMdwe = 65;  // PR_SET_MDWE, Linux 6.3
+    if (task.extra.mdwe() != 0)
+        program.call(fmt::format("pid {} memory deny write execute", task.pid()), SYS_prctl,
+                     {kSetMdwe, task.extra.mdwe(), 0, 0, 0});
 }
 
 }  // namespace checkpointd

@@ -16,6 +16,7 @@ struct ThreadState {
     pid_t tid;
     const images::core_entry& core;
     const std::string object;  // "pid 7 tid 9"
+    const images::thread_extra_entry& extra;
 };
 
 // Emits into a thread's blob program, in the order in which they must run.
@@ -26,18 +27,20 @@ Result<void> plan_pending_signals(const ThreadState& thread, PlannedTask& planne
 // Filters are loaded while the tracer suspends them, before capabilities are given up.
 Result<void> plan_filters(const ThreadState& thread, const images::seccomp_entry& filters,
                           Program& program);
-Result<void> plan_credentials(const ThreadState& thread, Program& program);
+Result<void> plan_credentials(const ThreadState& thread, const HostFacts& facts, Program& program);
 
 // Emits into the main thread's blob program.
-Result<void> plan_signal_actions(const TaskImages& task, PlannedTask& planned, Program& program);
-Result<void> plan_shared_signals(const TaskImages& task, PlannedTask& planned, Program& program);
-Result<void> plan_timers(const TaskImages& task, const HostFacts& facts, Program& program);
-Result<void> plan_limits(const TaskImages& task, const HostFacts& facts, Program& program);
-Result<void> plan_process_flags(const TaskImages& task, Program& program);
+Result<void> plan_signal_actions(const TaskRecord& task, PlannedTask& planned, Program& program);
+Result<void> plan_shared_signals(const TaskRecord& task, PlannedTask& planned, Program& program);
+Result<void> plan_timers(const TaskRecord& task, const HostFacts& facts, Program& program);
+Result<void> plan_limits(const TaskRecord& task, const HostFacts& facts, Program& program);
+Result<void> plan_process_flags(const TaskRecord& task, Program& program);
 
-// Emits into the stage: what needs /proc. `proc` is a descriptor of it.
-Result<void> plan_oom_score(const TaskImages& task, const HostFacts& facts, Slot proc,
-                            Program& stage);
+// Emits into the stage: what is set through /proc (OOM score, core dumps, login). `proc` is a descriptor
+// of it.
+void plan_proc_settings(const TaskRecord& task, const HostFacts& facts, Slot proc, Program& stage);
+// Emits into the main thread's blob program, after its memory is complete: no new code from there on.
+void plan_mdwe(const TaskRecord& task, Program& program);
 
 // The mask that a thread had, as PTRACE_SETSIGMASK takes it.
 uint64_t signal_mask(const images::core_entry& core);

@@ -15,6 +15,8 @@ namespace {
 
 constexpr uint64_t kUserCs = 0x33;
 constexpr int kSyscallLength = 2;
+constexpr size_t kXcr0Offset = 464;    // where the kernel tells XCR0: struct user_xstateregs
+constexpr size_t kHeaderOffset = 512;  // XSTATE_BV: Intel SDM volume 1, 13.4.2
 
 // Values that a system call leaves in rax for the kernel alone: include/linux/errno.h.
 constexpr int64_t kRestartSys = -512, kRestartNoIntr = -513, kRestartNoHand = -514,
@@ -78,7 +80,7 @@ class Area {
     void put_all(size_t offset, size_t limit, const Words& words) {
         using Word = typename Words::value_type;
         size_t count = std::min<size_t>(static_cast<size_t>(words.size()), limit / sizeof(Word));
-        if (offset + count * sizeof(Word) <= bytes_.size())
+        if (count > 0 && offset + count * sizeof(Word) <= bytes_.size())
             std::memcpy(bytes_.data() + offset, words.data(), count * sizeof(Word));
     }
 
@@ -154,7 +156,6 @@ Result<std::vector<std::byte>> registers_from_image(const images::user_x86_regs_
 Result<std::vector<std::byte>> xstate_from_image(const images::user_x86_fpregs_entry& image,
                                                  const std::string& object) {
     constexpr uint64_t kLegacy = 3;
-    constexpr size_t kHeaderOffset = 512;
     uint64_t present = image.has_xsave() ? image.xsave().xstate_bv() : kLegacy;
     if (image.has_xsave() && (image.xsave().cet().cet() != 0 || image.xsave().cet().ssp() != 0))
         return fail(ErrorKind::kUnsupported, object, "uses a shadow stack");
@@ -168,6 +169,29 @@ Result<std::vector<std::byte>> xstate_from_image(const images::user_x86_fpregs_e
     if (image.has_xsave())
         put_extended(area, image.xsave(), present);
     return std::move(area).take();
+}
+
+// The places of components follow from the CPU's model; two models that agree on the enabled components
+// and on the whole size agree on the places as well.
+std::vector<std::byte> xstate_from_raw(const std::string& raw) {
+    if (raw.size() != area_size())
+        return {};
+    uint64_t enabled = 0, present = 0;
+    std::memcpy(&enabled, raw.data() + kXcr0Offset, sizeof(enabled));
+    std::memcpy(&present, raw.data() + kHeaderOffset, sizeof(present));
+    if (enabled != enabled_components() || (present & ~enabled) != 0)
+        return {};
+    std::vector<std::byte> area(raw.size());
+    std::memcpy(area.data(), raw.data(), raw.size());
+    return area;
+}
+
+uint64_t components_by_permission(const std::vector<std::byte>& xstate) {
+    constexpr uint64_t kTileData = uint64_t{1} << 18;  // XFEATURE_MASK_USER_DYNAMIC of the kernel
+    uint64_t present = 0;
+    if (xstate.size() >= kHeaderOffset + sizeof(present))
+        std::memcpy(&present, xstate.data() + kHeaderOffset, sizeof(present));
+    return present & kTileData;
 }
 
 }  // namespace checkpointd

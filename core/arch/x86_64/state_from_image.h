@@ -20,4 +20,11 @@ Result<std::vector<std::byte>> registers_from_image(const images::user_x86_regs_
 Result<std::vector<std::byte>> xstate_from_image(const images::user_x86_fpregs_entry& image,
                                                  const std::string& object);
 
+// `raw`, an area of NT_X86_XSTATE as another thread had it, where this CPU lays it out alike; empty
+// where it does not.
+std::vector<std::byte> xstate_from_raw(const std::string& raw);
+
+// Components of the area that a process must ask for before it may use them (AMX), as a mask.
+uint64_t components_by_permission(const std::vector<std::byte>& xstate);
+
 }  // namespace checkpointd
