@@ -151,7 +151,7 @@ TEST_P(Injection, SurvivesDeathAtRandomInstants) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, Injection, ::testing::ValuesIn(kinds()),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& target) { return target.param.name; });
 
 const Kind& kind(const std::string& name) {
     for (const Kind& one : kinds())
