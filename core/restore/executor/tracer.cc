@@ -313,30 +313,45 @@ Result<void> Tracer::let_go() {
         if (ptrace(PTRACE_DETACH, id, 0, 0) < 0)
             errors.push_back(system_error(name_of(id), "PTRACE_DETACH", errno));
     tracees_.clear();
+    released_ = true;
     return all_blockers("restored tasks", "could not be let go", std::move(errors));
 }
 
+// A task that was forked when we gave up is ours, but nobody told us of it: its maker may be dead and
+// reaped before it ever stopped. Its number is one of the plan's, which nobody else had when we began.
+void Tracer::find_untold() {
+    auto look = [this](pid_t id) {
+        siginfo_t info{};
+        int flags = WEXITED | WSTOPPED | WNOWAIT | WNOHANG | __WALL | __WNOTHREAD;
+        if (waitid(P_PID, static_cast<id_t>(id), &info, flags) == 0)
+            tracees_.try_emplace(id);
+    };
+    for (pid_t id : helpers_)
+        look(id);
+    for (const PlannedTask& task : plan_.tasks) {
+        look(task.pid);
+        for (const PlannedThread& thread : task.threads)
+            look(thread.tid);
+    }
+}
+
+// A maker that is reaped makes nobody any more, so when there is none left and nobody untold, that is all.
 void Tracer::kill_all() {
-    while (!tracees_.empty()) {
-        for (const auto& [id, tracee] : tracees_)
+    if (agent_ < 0 || released_)
+        return;
+    for (find_untold(); !tracees_.empty(); find_untold()) {
+        bool progress = false;
+        for (auto it = tracees_.begin(); it != tracees_.end();) {
+            pid_t id = it->first;
             kill(id, SIGKILL);
-        std::set<pid_t> left;
-        for (const auto& [id, tracee] : tracees_)
-            left.insert(id);
-        // Ends come in any order, and tasks that were being made when we gave up come as new ones.
-        for (pid_t id : left) {
             int status = 0;
             pid_t got = waitpid(id, &status, __WALL | WNOHANG);
             bool ended = got == id && (WIFEXITED(status) || WIFSIGNALED(status));
             bool unknown = got < 0 && errno == ECHILD;
-            if (ended || unknown)
-                tracees_.erase(id);
+            progress = progress || got == id || unknown;
+            it = ended || unknown ? tracees_.erase(it) : std::next(it);
         }
-        siginfo_t info{};
-        int flags = WEXITED | WSTOPPED | WNOWAIT | WNOHANG | __WALL | __WNOTHREAD;
-        if (waitid(P_ALL, 0, &info, flags) == 0 && info.si_pid != 0 && is_ours(info.si_pid))
-            tracees_.try_emplace(info.si_pid);
-        else if (!tracees_.empty())
+        if (!progress)
             poll(nullptr, 0, 1);
     }
 }

@@ -56,6 +56,7 @@ class Tracer {
     std::string name_of(pid_t id) const;
     Error operation_error(pid_t id, const user_regs_struct& regs) const;
     void kill_all();
+    void find_untold();
 
     const RestorePlan& plan_;
     std::map<pid_t, const PlannedTask*> zombies_;
@@ -63,6 +64,7 @@ class Tracer {
     std::set<pid_t> ended_zombies_;
     std::map<pid_t, Tracee> tracees_;
     pid_t agent_ = -1;
+    bool released_ = false;
 };
 
 // Continues a stopped tracee; its death meanwhile is not an error (the wait will tell).
