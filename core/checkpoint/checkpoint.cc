@@ -9,6 +9,7 @@
 
 #include "core/base/io.h"
 #include "core/checkpoint/task_dump.h"
+#include "core/inject/dead_bytes.h"
 #include "core/kernel/proc_task.h"
 #include "core/memory/page_images.h"
 #include "core/resources/files.h"
@@ -196,6 +197,8 @@ Result<void> Dump::collect_process(SeizedProcess& process) {
     CKPT_TRY(files_.collect(process.pid));
     CKPT_TRY(collect_ids(task));
     CKPT_TRY(steps_.enter("checkpoint.ask"));
+    if (auto wiped = wipe_dead_stubs(process); !wiped)
+        blockers_.push_back(std::move(wiped).error());
     return ask_task(process, context_, task);
 }
 

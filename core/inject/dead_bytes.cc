@@ -101,6 +101,13 @@ Result<uint64_t> search(const SeizedProcess& process, StubPlace place) {
                 "has no unused bytes in its executable memory to make system calls from");
 }
 
+Result<void> wipe(SeizedProcess& process, const std::vector<uint64_t>& stubs) {
+    const std::byte zeros[kStubSize] = {};
+    for (uint64_t stub : stubs)
+        CKPT_TRY(process.write_memory(stub, zeros, sizeof(zeros)));
+    return {};
+}
+
 bool still_free(const SeizedProcess& process, uint64_t place) {
     std::byte bytes[kStubSize];
     return place != 0 && process.read_memory(place, bytes, sizeof(bytes)) && all_zero(bytes);
@@ -114,6 +121,21 @@ Result<uint64_t> find_dead_bytes(SeizedProcess& process, StubPlace place) {
         CKPT_ASSIGN(known, search(process, place));
     }
     return known;
+}
+
+Result<void> wipe_dead_stubs(SeizedProcess& process) {
+    CKPT_ASSIGN(std::vector<ProcMapping> maps, read_maps(process.main_thread().tid()));
+    Places places;
+    for (const ProcMapping& mapping : maps)
+        if (is_vdso(mapping))
+            search_page(process, mapping.end, places);
+    if (places.stubs.empty())
+        return {};
+    if (in_use(process, maps, places.stubs))
+        return fail(ErrorKind::kConflict, fmt::format("pid {}", process.pid),
+                    "is in a signal handler that interrupted an earlier checkpoint's code",
+                    "try again when the handler has returned");
+    return wipe(process, places.stubs);
 }
 
 }  // namespace checkpointd

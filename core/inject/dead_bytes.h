@@ -15,4 +15,9 @@ namespace checkpointd {
 // process, as long as it is zero again at the next call.
 Result<uint64_t> find_dead_bytes(SeizedProcess& process, StubPlace place);
 
+// Makes zeros again of what dead injectors left in the vdso. Call while no call is being made in the process.
+// kConflict where a signal handler runs that will return into it: it must stay, and must not be dumped,
+// because a restored process gets a fresh vdso.
+Result<void> wipe_dead_stubs(SeizedProcess& process);
+
 }  // namespace checkpointd

@@ -11,9 +11,11 @@
 
 #include <gtest/gtest.h>
 
+#include "core/inject/dead_bytes.h"
 #include "core/inject/remote_syscalls.h"
 #include "core/inject/seize.h"
 #include "core/inject/target_test_util.h"
+#include "core/kernel/proc_maps.h"
 
 namespace checkpointd {
 namespace {
@@ -163,6 +165,46 @@ const Kind& kind(const std::string& name) {
 void send_realtime(Target& target) {
     int value = static_cast<int>(target.shared().rounds[6].fetch_add(1));
     ASSERT_EQ(sigqueue(target.pid(), SIGRTMIN, {.sival_int = value}), 0);
+}
+
+// The whole vdso of a stopped process.
+std::vector<std::byte> vdso_of(const SeizedProcess& process) {
+    auto maps = read_maps(process.pid);
+    for (const ProcMapping& mapping : *maps)
+        if (mapping.name == "[vdso]") {
+            std::vector<std::byte> bytes(mapping.end - mapping.start);
+            EXPECT_TRUE(process.read_memory(mapping.start, bytes.data(), bytes.size()));
+            return bytes;
+        }
+    return {};
+}
+
+// An image must not hold them: whoever restores it finds another vdso than its own.
+TEST(DeadStubs, AreWipedOutOfTheVdso) {
+    Target target(kind("nanosleep").body);
+    usleep(20000);
+    std::vector<std::byte> before, left, after;
+    auto look = [&](std::vector<std::byte>& out, bool wipe) {
+        auto forest = SeizedForest::seize_tree(target.pid());
+        ASSERT_TRUE(forest);
+        SeizedProcess& process = forest->processes().front();
+        if (wipe) {
+            ASSERT_TRUE(wipe_dead_stubs(process));
+        }
+        out = vdso_of(process);
+    };
+    look(before, false);
+    int step = 0;
+    wait_for(start_injector([&] {
+        inject_everywhere(target.pid(), StubPlace::kVdsoTail, [&](const char*) {
+            if (++step == 6) raise(SIGKILL);
+        });
+    }));
+    look(left, false);
+    EXPECT_NE(left, before) << "the injector died and left nothing: the test tests nothing";
+    look(after, true);
+    EXPECT_EQ(after, before);
+    EXPECT_EQ(target.complaint(), "");
 }
 
 class Signals : public ::testing::TestWithParam<const char*> {};
