@@ -10,6 +10,7 @@
 
 #include "core/base/io.h"
 #include "core/checkpoint/checkpoint.h"
+#include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
 #include "service/worker/settle.h"
 #include "units/files_archive.h"
@@ -43,6 +44,11 @@ uint64_t highest_tid(pid_t pid) {
         highest = std::max(highest, tid);
     }
     return highest;
+}
+
+Result<bool> is_frozen(const std::string& cgroup_dir) {
+    CKPT_ASSIGN(const auto text, read_file(AT_FDCWD, cgroup_dir + "/cgroup.freeze"));
+    return text.starts_with('1');
 }
 
 Result<uint64_t> total_size(const images::ImageDir& dir) {
@@ -121,7 +127,14 @@ Result<void> CheckpointJob::dump() {
     if (facts_.watchdog_usec != 0)
         steps_.set_pulse(Microseconds(static_cast<int64_t>(facts_.watchdog_usec / 3)),
                          [this] { (void)feed_watchdog(facts_); });
+    // The engine thaws what it froze, but not if it dies in between.
+    CKPT_ASSIGN(const bool frozen_by_others, is_frozen(facts_.cgroup_dir));
+    uint64_t thaw = 0;
+    if (!frozen_by_others) {
+        CKPT_ASSIGN(thaw, undo_by_thawing(journal_, facts_.cgroup_dir));
+    }
     CKPT_ASSIGN(auto held, checkpoint(dump, steps_, stats_));
+    CKPT_TRY(journal_.drop(thaw));
     held_.emplace(std::move(held));
     frozen_since_ = std::chrono::steady_clock::now() - stats_.frozen;
     return {};
