@@ -27,6 +27,7 @@ constexpr uint64_t kPage = 4096;
 // Distance from every mapping: a stack grows down until 256 pages (stack_guard_gap) above its neighbour.
 constexpr uint64_t kMargin = 4u << 20;
 constexpr uint64_t kLowest = 1u << 24;
+constexpr uint32_t kMapDroppable = 0x08;  // MAP_DROPPABLE (Linux 6.11): a type of its own, private
 
 bool is(const vma_entry& vma, uint32_t status) {
     return (vma.status() & status) != 0;
@@ -37,7 +38,8 @@ bool is_kernels(const vma_entry& vma) {
 }
 
 bool is_private(const vma_entry& vma) {
-    return !is_kernels(vma) && (vma.flags() & MAP_TYPE) == MAP_PRIVATE;
+    uint32_t type = vma.flags() & MAP_TYPE;
+    return !is_kernels(vma) && (type == MAP_PRIVATE || type == kMapDroppable);
 }
 
 bool is_shared_segment(const vma_entry& vma) {
@@ -334,7 +336,8 @@ Result<void> MemoryPlanner::map(const TaskRecord& task, const vma_entry& vma, Pr
     // Pages are read into private mappings, so these are writable at first.
     int prot = static_cast<int>(vma.prot()) | (is_private(vma) ? PROT_READ | PROT_WRITE : 0);
     constexpr uint32_t kCarried = MAP_PRIVATE | MAP_SHARED | MAP_ANONYMOUS | MAP_GROWSDOWN |
-                                  MAP_NORESERVE | MAP_HUGETLB | MAP_SYNC | 0xfc000000u;
+                                  MAP_NORESERVE | MAP_HUGETLB | MAP_SYNC | kMapDroppable |
+                                  0xfc000000u;
     uint32_t flags = (vma.flags() & kCarried) | MAP_FIXED_NOREPLACE;
     Arg file = -1;
     uint64_t offset = vma.pgoff();
