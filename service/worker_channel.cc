@@ -66,7 +66,15 @@ bool WorkerChannel::receive_one() {
     const ucred* sender = credentials_in(header);
     if (!sender || sender->uid != geteuid() || (header.msg_flags & MSG_TRUNC) != 0) return true;
     auto message = parse_progress(std::string(buffer, static_cast<size_t>(size)));
-    if (message && verify_(sender->pid, message->job)) sink_(*message);
+    if (message && is_known(sender->pid, message->job)) sink_(*message);
+    return true;
+}
+
+// A worker's last words come when it is dead, and /proc knows nothing of it any more.
+bool WorkerChannel::is_known(pid_t pid, uint32_t job) {
+    if (auto known = known_.find(job); known != known_.end() && known->second == pid) return true;
+    if (!verify_(pid, job)) return false;
+    known_[job] = pid;
     return true;
 }
 

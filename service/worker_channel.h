@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <sys/types.h>
 
@@ -30,10 +31,12 @@ class WorkerChannel {
     WorkerChannel(ScopedFd socket, Verify verify, Sink sink)
         : socket_(std::move(socket)), verify_(std::move(verify)), sink_(std::move(sink)) {}
     bool receive_one();
+    bool is_known(pid_t pid, uint32_t job);
 
     ScopedFd socket_;
     Verify verify_;
     Sink sink_;
+    std::map<uint32_t, pid_t> known_;  // job -> its worker, once verified
 };
 
 // The worker's end. Sending never blocks and never fails the job: without a daemon nobody listens.
