@@ -29,7 +29,8 @@ struct ActionName {
 constexpr ActionName kActions[] = {{Fault::Action::kFail, "fail"},
                                    {Fault::Action::kKill, "kill"},
                                    {Fault::Action::kHang, "hang"},
-                                   {Fault::Action::kEnospc, "enospc"}};
+                                   {Fault::Action::kEnospc, "enospc"},
+                                   {Fault::Action::kStop, "stop"}};
 
 json error_to_json(const Error& error) {
     json causes = json::array();
@@ -133,7 +134,7 @@ std::string_view to_string(JobType type) {
 }
 
 Result<Fault> parse_fault(const std::string& text) {
-    const std::string remedy = "write step=NAME,action=fail|kill|hang|enospc";
+    const std::string remedy = "write step=NAME,action=fail|kill|hang|enospc|stop";
     const size_t comma = text.find(",action=");
     if (!text.starts_with("step=") || comma == std::string::npos || comma == 5)
         return fail(ErrorKind::kBadInput, "x-fault", "\"" + text + "\" is not a fault", remedy);

@@ -20,7 +20,7 @@ std::string_view to_string(JobType type);
 
 // Fault injection: what happens when the job enters the step of that name.
 struct Fault {
-    enum class Action { kFail, kKill, kHang, kEnospc };
+    enum class Action { kFail, kKill, kHang, kEnospc, kStop };
     std::string step;
     Action action = Action::kFail;
     bool operator==(const Fault&) const = default;

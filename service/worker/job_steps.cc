@@ -154,6 +154,7 @@ Result<void> JobSteps::inject(std::string_view step) {
         case Fault::Action::kFail: return fail_errno(object, "injected fault", EIO);
         case Fault::Action::kEnospc: return fail_errno(object, "injected fault", ENOSPC);
         case Fault::Action::kKill: kill(getpid(), SIGKILL); break;
+        case Fault::Action::kStop: kill(getpid(), SIGSTOP); return {};  // goes on when it is continued
         case Fault::Action::kHang: break;
     }
     for (;;) pause();  // until SIGKILL, or until the alarm of the phase
