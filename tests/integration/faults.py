@@ -1,0 +1,334 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Nobody is worse off: a fault in each step of a checkpoint and of a restore, and what is left after it.
+
+The steps are those that the program itself reports for a job that went well, so a new step is gone through
+without a change here. The long version goes through all of them with each kind of fault.
+"""
+import concurrent.futures
+import json
+import pathlib
+import queue
+import re
+import time
+
+import harness
+from harness import SOAK, TOP, Failed, case, check, check_equal, check_in, wait_for
+
+INSIDE = "/usr/local/lib/faults_inside.py"
+STORE, JOBS = "/var/lib/checkpointd", "/run/checkpointd/jobs"
+NO_WAY_BACK = {"checkpoint": "units.stop.stop-unit", "restore": "restore.commit"}
+SUBJECTS = 3
+# A fault is told by what it says, or by the state of its job.
+SAYS = {"fail": "injected fault", "enospc": "No space left", "kill": "", "hang": ""}
+
+
+class Subject:
+    """One counter under test: counter@NAME.service."""
+
+    def __init__(self, host, name):
+        self.host, self.unit, self.folder = host, f"counter@{name}.service", f"/var/lib/counter-{name}"
+        self.up = None     # what look() saw when it was last known to be well
+        self.last = None   # what it said of itself, likewise
+        self.images = {}
+
+    # ---- asking
+
+    def ask(self, **request):
+        reply = self.host.run("python3", INSIDE, json.dumps(request), timeout=180)
+        return reply.json()
+
+    def look(self, **request):
+        return self.ask(look=self.unit, mark=self.folder, **request)
+
+    def crctl(self, verb, *options, counter="counter"):
+        """A job, and in the same breath a look at what it left."""
+        reply = self.look(crctl=["--json", verb, self.unit, *options], **{counter: self.folder})
+        try:
+            reply["job"] = json.loads(reply["crctl"]["out"])
+        except ValueError as error:
+            raise Failed(f"crctl {verb} {options}: {reply['crctl']}") from error
+        return reply
+
+    def steps(self, job):
+        return self.ask(steps=str(job["Id"]))["steps"]
+
+    # ---- ways that go well
+
+    def start(self):
+        self.host.run("systemctl", "start", self.unit)
+        wait_for(lambda: self.host.exists(f"{self.folder}/consumer.json"), f"{self.unit} reports")
+        self.settle()
+
+    def settle(self):
+        """Remembers how it is when all is well; its mappings grow for a while after a start."""
+        seen = self.look(counter=self.folder)
+        for _ in range(50):
+            again = self.look(counter=self.folder)
+            if again["look"]["processes"] == seen["look"]["processes"]:
+                break
+            seen = again
+        self.up, self.last, self.images = again["look"], again["counter"], again["look"]["images"]
+        self.check_moves(again["counter"], "before")
+        self.check_well(again["look"], "before")
+
+    def checkpoint(self):
+        reply = self.crctl("checkpoint", counter="counter_now")
+        check_equal(reply["crctl"]["code"], 0, f"a checkpoint of {self.unit}: {reply['crctl']['err']}")
+        self.last = reply["counter"]
+        self.images = {reply["job"]["Image"].split("/")[1]: "ready"}
+        self.check_down(reply["look"], "after a checkpoint")
+        return reply["job"]
+
+    def restore(self, when="restored"):
+        reply = self.crctl("restore")
+        check_equal(reply["crctl"]["code"], 0, f"{when}: a restore of {self.unit}: {reply['crctl']['err']}")
+        self.images = {image: "consumed" for image in self.images}
+        self.check_restored(reply, when)
+        return reply["job"]
+
+    # ---- what must hold
+
+    def check_moves(self, now, when):
+        """From inside the program: every thread moves, nothing was lost, nobody saw an EINTR."""
+        state, consumer = now["state"], now["consumer"]
+        check_equal(now["still"], [], f"{when}: parts of the counter that stand still")
+        check(state["memory_intact"], f"{when}: memory", state)
+        check_equal((consumer["lost"], consumer["repeated"]), (0, 0), f"{when}: items lost, repeated")
+        check_equal((state["eintr"]["read"], state["eintr"]["deadline"]), (0, 0), f"{when}: visible EINTR")
+        check(now["log_sound"], f"{when}: the log file has every number once", now["log"])
+
+    def check_clean(self, look, when):
+        """No trace of a job, whether the unit is up or down."""
+        shown = look["unit"]
+        check_equal((shown["DropInPaths"], shown["NeedDaemonReload"]), ("", "no"), f"{when}: drop-ins of PID 1")
+        check_equal(look["drop_ins"], [], f"{when}: drop-in files")
+        check_equal(look["ours"], [], f"{when}: our processes")
+        check_equal(look["images"], self.images, f"{when}: images")
+        left = {job: state for job, state in look["jobs"].items() if state != {"ended": True, "undo": False}}
+        check_equal(left, {}, f"{when}: jobs with something left to do")
+
+    def check_well(self, look, when):
+        """It runs: not frozen, not traced, and by /proc what it was."""
+        self.check_clean(look, when)
+        shown = look["unit"]
+        check_equal((shown["ActiveState"], shown["SubState"], shown["Result"]), ("active", "running", "success"),
+                    f"{when}: the unit")
+        for key in ("MainPID", "NRestarts", "InvocationID"):
+            check_equal(shown[key], self.up["unit"][key], f"{when}: {key}")
+        check_equal(look["freeze"], "0", f"{when}: cgroup.freeze")
+        check_equal(look["events"][-2:], ["frozen", "0"], f"{when}: cgroup.events")
+        check_equal(look["copies"], self.up["copies"], f"{when}: processes of the program")
+        for pid, process in look["processes"].items():
+            for tid, thread in process["threads"].items():
+                check_equal(thread["TracerPid"], "0", f"{when}: tracer of {tid}")
+                check(thread["State"] in "SRD", f"{when}: state of {tid}", thread)
+            self.check_same(process, self.up["processes"].get(pid), f"{when}: process {pid}")
+        check_equal(look["pids"], self.up["pids"], f"{when}: processes in the cgroup")
+
+    @staticmethod
+    def check_same(now, before, when):
+        check(before is not None, f"{when} is new")
+        for key in ("maps", "code", "fds"):
+            if now[key] != before[key] and key == "maps":
+                changed = sorted(set(now[key]) ^ set(before[key]))
+                raise Failed(f"{when}: mappings changed\n  " + "\n  ".join(changed))
+            check_equal(now[key], before[key], f"{when}: {key}")
+        check_equal(sorted(now["threads"]), sorted(before["threads"]), f"{when}: threads")
+        for tid, thread in now["threads"].items():
+            static = lambda t: {key: value for key, value in t.items() if key != "State"}
+            check_equal(static(thread), static(before["threads"][tid]), f"{when}: status of thread {tid}")
+
+    def check_untouched(self, reply, when):
+        when = f"{self.unit}, {when}"
+        self.check_well(reply["look"], when)
+        self.check_moves(reply["counter"], when)
+        self.check_goes_on(reply["counter"], when)
+
+    def check_goes_on(self, now, when):
+        """The same processes and threads, from the same number."""
+        before, state = self.last["state"], now["state"]
+        for key in ("pid", "consumer", "threads"):
+            check_equal(state[key], before[key], f"{when}: {key}")
+        most = before["count"] + (state["monotonic_ns"] - before["monotonic_ns"]) / 1e8 + 3
+        check(before["count"] <= state["count"] <= most,
+              f"{when}: it counts on from {before['count']}, at most to {most:.0f}", state["count"])
+        self.last = now
+
+    def check_down(self, look, when):
+        when = f"{self.unit}, {when}"
+        self.check_clean(look, when)
+        shown = look["unit"]
+        check_equal((shown["ActiveState"], shown["SubState"], shown["Result"], shown["MainPID"]),
+                    ("inactive", "dead", "success", "0"), f"{when}: the unit")
+        check_equal((look["cgroup"], look["copies"]), (False, []), f"{when}: cgroup, processes")
+
+    def check_restored(self, reply, when):
+        """It runs on from its image; it is a new start for PID 1, and memory may be mapped in other pieces."""
+        when = f"{self.unit}, {when}"
+        self.check_moves(reply["counter"], when)
+        self.check_goes_on(reply["counter"], when)
+        check_equal(reply["look"]["unit"]["MainPID"], str(reply["counter"]["state"]["pid"]), f"{when}: main PID")
+        self.settle()
+
+    # ---- faults
+
+    def inject(self, verb, step, action, *options):
+        fault = f"step={step},action={action}"
+        down = verb == "restore"
+        return self.crctl(verb, "--x-fault", fault, *options, counter="counter_now" if down else "counter")
+
+    def check_fault(self, reply, step, action, when):
+        """The job ended by this fault at this step, and said so."""
+        job = reply["job"]
+        check_equal(job.get("Phase"), step, f"{when}: the step at which it ended ({job['ErrorMessage']})")
+        check(reply["crctl"]["code"] != 0, f"{when}: crctl's exit code", reply["crctl"])
+        check_in(SAYS[action], job["ErrorMessage"], f"{when}: what it says")
+        check_equal(job["State"], "timeout" if action == "hang" else "failed", f"{when}: state of the job")
+
+    def fault_in_checkpoint(self, step, action, is_late, *options):
+        """Leaves it running."""
+        when = f"{action} at {step}"
+        reply = self.inject("checkpoint", step, action, *options)
+        if not is_late:
+            self.check_fault(reply, step, action, when)
+            return self.check_untouched(reply, f"after {when}")
+        # The unit has stopped: the image is whole, whatever the job says.
+        # The older one, consumed, may still be there when nobody came to the last step.
+        new = max(reply["look"]["images"])
+        self.images = {image: "consumed" for image in reply["look"]["images"] if image in self.images}
+        self.images[new] = "ready"
+        self.last = reply["counter"]
+        self.check_down(reply["look"], f"after {when}")
+        self.restore(f"after {when}")
+
+    def fault_in_restore(self, step, action, is_late, *options):
+        """Found and left inactive with an image that is ready, unless `is_late`: then it runs."""
+        when = f"{action} at {step}"
+        reply = self.inject("restore", step, action, *options)
+        if not is_late:
+            self.check_fault(reply, step, action, when)
+            return self.check_down(reply["look"], f"after {when}")
+        self.images = {image: "consumed" for image in self.images}
+        reply["counter"] = self.ask(counter=self.folder)["counter"]
+        return self.check_restored(reply, f"after {when}")
+
+
+class Steps:
+    """The steps of a job that went well, in the order in which it entered them."""
+
+    def __init__(self, verb, names):
+        self.verb, self.names = verb, list(dict.fromkeys(names))  # some are entered for each process
+        check(NO_WAY_BACK[verb] in names, f"{verb}: {NO_WAY_BACK[verb]} is a step", names)
+        self.last_early = self.names.index(NO_WAY_BACK[verb])
+
+    def is_late(self, step):
+        return self.names.index(step) > self.last_early
+
+
+class Stage:
+    """What the cases share: one host, its subjects, and the steps that were recorded on it."""
+
+    def __init__(self, t):
+        self.host = t.host()
+        self.host.write(INSIDE, pathlib.Path(__file__).with_name("faults_inside.py").read_text("utf-8"))
+        self.host.sh("mkdir -p /run/checkpointd; touch /run/checkpointd/allow-faults")
+        self.subjects = {}
+        self.recorded = {}
+
+    def subject(self, name):
+        if name not in self.subjects:
+            self.subjects[name] = Subject(self.host, name)
+            self.subjects[name].start()
+        return self.subjects[name]
+
+    def steps(self, verb):
+        if verb not in self.recorded:
+            first = self.subject("1")
+            self.recorded["checkpoint"] = Steps("checkpoint", first.steps(first.checkpoint()))
+            self.recorded["restore"] = Steps("restore", first.steps(first.restore()))
+        return self.recorded[verb]
+
+    def share(self, items, work, width=SUBJECTS):
+        """Gives each item to a free subject, in threads. All failures are told at once."""
+        waiting, failures = queue.SimpleQueue(), []
+        for item in items:
+            waiting.put(item)
+
+        def run(name):
+            subject = self.subject(name)
+            while not waiting.empty():
+                try:
+                    item = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    work(subject, item)
+                except Failed as failure:
+                    failures.append(str(failure))
+                    print(f"        {failure}", flush=True)
+                    self.start_over(name)
+                    subject = self.subject(name)
+
+        names = [str(number + 1) for number in range(width)]
+        with concurrent.futures.ThreadPoolExecutor(width) as pool:
+            for done in [pool.submit(run, name) for name in names]:
+                done.result()
+        check(not failures, f"{len(failures)} of {len(items)} went wrong:\n" + "\n".join(failures))
+
+    def start_over(self, name):
+        """After a failure: the next fault deserves a fresh subject."""
+        subject = self.subjects.pop(name)
+        self.host.run("sh", "-c", f"systemctl kill -s KILL {subject.unit}; systemctl stop {subject.unit}; "
+                      f"systemctl reset-failed {subject.unit}; rm -rf {STORE}/{subject.unit} {subject.folder}/*; "
+                      f"rm -rf /run/systemd/system/{subject.unit}.d; systemctl daemon-reload", check=False)
+
+
+_stages = {}
+
+
+def stage(t):
+    if t not in _stages:
+        _stages[t] = Stage(t)
+    return _stages[t]
+
+
+def crossed(steps, *actions):
+    return [(step, action) for step in steps.names for action in actions]
+
+
+@case
+def every_step_of_a_checkpoint(t):
+    at = stage(t)
+    steps = at.steps("checkpoint")
+    print(f"        {len(steps.names)} steps: {' '.join(steps.names)}", flush=True)
+    actions = ("fail", "kill", "enospc") if SOAK else ("fail", "kill")
+
+    def work(subject, item):
+        subject.fault_in_checkpoint(*item, steps.is_late(item[0]))
+
+    at.share(crossed(steps, *actions), work)
+    for subject in at.subjects.values():
+        subject.checkpoint()
+        subject.restore("after all of them")
+
+
+@case
+def every_step_of_a_restore(t):
+    at = stage(t)
+    steps = at.steps("restore")
+    print(f"        {len(steps.names)} steps: {' '.join(steps.names)}", flush=True)
+
+    def work(subject, step):
+        for action in ("fail", "kill", "enospc") if SOAK else ("fail", "kill"):
+            if subject.up:
+                subject.checkpoint()
+                subject.up = None
+            subject.fault_in_restore(step, action, steps.is_late(step))
+        if not subject.up:
+            subject.restore(f"at a second try, {step}")
+
+    at.share(steps.names, work)
+
+
+harness.main()

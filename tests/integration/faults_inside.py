@@ -1,0 +1,171 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs inside a test host for faults.py: one request as JSON in argv[1], one answer as JSON on stdout.
+
+Everything that is looked at after one fault is looked at by one process, so that a look costs one exec.
+"""
+import glob
+import json
+import os
+import subprocess
+import sys
+import time
+import zlib
+
+LIBEXEC = "/usr/libexec/checkpointd/"
+JOBS = "/run/checkpointd/jobs"
+STORE = "/var/lib/checkpointd"
+DROP_IN = "zz-checkpointd.conf"
+STATUS = ("TracerPid", "SigBlk", "SigIgn", "SigCgt", "NoNewPrivs", "Seccomp", "Uid", "CapEff")
+UNIT = ("LoadState", "ActiveState", "SubState", "Result", "MainPID", "NRestarts", "DropInPaths",
+        "NeedDaemonReload", "InvocationID")
+
+
+def read(path, default=""):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return default
+
+
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return {"code": done.returncode, "out": done.stdout, "err": done.stderr}
+
+
+def fields(text, names):
+    table = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {name: table.get(name, "").strip() for name in names}
+
+
+def executable_bytes(pid, maps):
+    """A checksum of all that can be executed: a stub that was left behind would show."""
+    total = 0
+    with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps.splitlines():
+            span, permissions = line.split()[:2]
+            if "x" not in permissions or line.endswith("[vsyscall]"):
+                continue
+            begin, end = (int(part, 16) for part in span.split("-"))
+            memory.seek(begin)
+            total = zlib.crc32(memory.read(end - begin), total)
+    return total
+
+
+def link(path):
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def process(pid):
+    maps = read(f"/proc/{pid}/maps")
+    threads = {}
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        status = read(f"/proc/{pid}/task/{tid}/status")
+        threads[tid] = fields(status, STATUS) | {"State": fields(status, ("State",))["State"][:1]}
+    return {"maps": maps.splitlines(), "code": executable_bytes(pid, maps), "threads": threads,
+            "fds": {fd: link(f"/proc/{pid}/fd/{fd}") for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int)}}
+
+
+def all_processes(unit, jobs, mark):
+    """Stage helpers and workers of the unit, which should not be there, and the processes of its program."""
+    ours, copies = [], []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        words = read(f"/proc/{pid}/cmdline").split("\0")
+        exe = link(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+        in_unit = f"/{unit}\n" in read(f"/proc/{pid}/cgroup")
+        in_job = any(f"{JOBS}/{job}" in words for job in jobs)
+        if exe.startswith(LIBEXEC) and (in_unit or in_job):
+            ours.append(" ".join([pid, *words]))
+        if mark in words:
+            copies.append(int(pid))
+    return ours, sorted(copies)
+
+
+def jobs_of(unit):
+    """Of each job of the unit: whether it has ended, and whether something is left to undo."""
+    found = {}
+    for folder in glob.glob(JOBS + "/*"):
+        try:
+            request = json.loads(read(folder + "/request.json", "{}"))
+        except ValueError:
+            request = {}
+        if request.get("unit") == unit:
+            found[os.path.basename(folder)] = {"ended": os.path.exists(folder + "/result.json"),
+                                               "undo": os.path.exists(folder + "/undo")}
+    return found
+
+
+def steps_of(job):
+    result = json.loads(read(f"{JOBS}/{job}/result.json", "{}"))
+    return [step["step"] for step in result.get("steps", [])]
+
+
+def images_of(unit):
+    folder = f"{STORE}/{unit}"
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return {name: json.loads(read(f"{folder}/{name}/checkpointd-state", "{}")).get("state", "?")
+            for name in names}
+
+
+def look(unit, mark):
+    """Everything about a unit; `mark` is a word of its processes' command lines."""
+    out = run("systemctl", "show", unit, "-p", ",".join(UNIT))["out"]
+    shown = dict(line.split("=", 1) for line in out.splitlines())
+    group = (glob.glob(f"/sys/fs/cgroup/system.slice/**/{unit}", recursive=True) + ["/nowhere"])[0]
+    pids = [int(pid) for pid in read(group + "/cgroup.procs").split()]
+    jobs = jobs_of(unit)
+    ours, copies = all_processes(unit, jobs, mark)
+    return {"unit": shown, "pids": pids, "processes": {str(pid): process(pid) for pid in pids},
+            "cgroup": os.path.exists(group), "freeze": read(group + "/cgroup.freeze").strip(),
+            "events": read(group + "/cgroup.events").split(),
+            "drop_ins": [path for path in glob.glob("/run/systemd/**/" + DROP_IN, recursive=True)
+                         if f"/{unit}.d/" in path],
+            "ours": ours, "copies": copies, "jobs": jobs, "images": images_of(unit)}
+
+
+def load(path):
+    return json.loads(read(path, "{}") or "{}")
+
+
+def counter_now(folder):
+    log = [int(line) for line in read(folder + "/counter.log").splitlines()]
+    return {"state": load(folder + "/state.json"), "consumer": load(folder + "/consumer.json"),
+            "log": len(log), "log_sound": log == list(range(1, len(log) + 1))}
+
+
+def counter(folder, seconds=15):
+    """What the counter says of itself once every part of it has moved; `moves` tells whether that came."""
+    before = counter_now(folder)
+    deadline = time.monotonic() + seconds
+    parts = ("updates", "count", "expirations", "sent", "timer_signals")
+    while True:
+        now = counter_now(folder)
+        state, consumer = now["state"], now["consumer"]
+        still = [part for part in parts if state.get(part, 0) <= before["state"].get(part, 0)]
+        if consumer.get("received", 0) <= before["consumer"].get("received", 0):
+            still.append("received")
+        if not still or time.monotonic() > deadline:
+            return now | {"still": still}
+        time.sleep(0.02)
+
+
+def answer(request):
+    reply = {}
+    if "crctl" in request:
+        reply["crctl"] = run("crctl", *request["crctl"])
+    if "look" in request:
+        reply["look"] = look(request["look"], request["mark"])
+    if "counter" in request:
+        reply["counter"] = counter(request["counter"])
+    if "counter_now" in request:
+        reply["counter"] = counter_now(request["counter_now"])
+    if "steps" in request:
+        reply["steps"] = steps_of(request["steps"])
+    return reply
+
+
+json.dump(answer(json.loads(sys.argv[1])), sys.stdout)
