@@ -286,7 +286,7 @@ TEST_P(Signals, EndTheWaitEvenAfterItsDeath) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Waits, Signals, ::testing::Values("pause", "sigsuspend", "busy"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& one) { return std::string(one.param); });
 
 TEST(RemoteSyscalls, AnswersValueAndErrno) {
     Target target(kind("futex").body);

@@ -2,9 +2,13 @@
 #include "core/kernel/pidfd.h"
 
 #include <csignal>
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "core/base/io.h"
+#include "core/kernel/proc_text.h"
 
 namespace checkpointd {
 
@@ -13,6 +17,20 @@ Result<ScopedFd> pidfd_open(pid_t pid) {
     if (!fd)
         return fail_errno(fmt::format("pid {}", pid), "cannot open a pidfd");
     return fd;
+}
+
+Result<pid_t> pid_of_pidfd(int pidfd) {
+    CKPT_ASSIGN(std::string info, read_file(AT_FDCWD, fmt::format("/proc/self/fdinfo/{}", pidfd)));
+    constexpr std::string_view key = "\nPid:\t";
+    size_t at = info.find(key);
+    size_t end = at == std::string::npos ? at : info.find('\n', at + key.size());
+    if (end == std::string::npos)
+        return fail(ErrorKind::kBadInput, fmt::format("fd {}", pidfd), "is not a pidfd");
+    size_t start = at + key.size();
+    auto pid = to_number<pid_t>(std::string_view(info).substr(start, end - start));
+    if (!pid || *pid <= 0)  // -1: reaped; 0: not in our PID namespace
+        return fail(ErrorKind::kGone, fmt::format("fd {}", pidfd), "its process is gone");
+    return *pid;
 }
 
 Result<ScopedFd> pidfd_get_fd(int pidfd, int fd) {

@@ -234,6 +234,9 @@ class Walker {
         if (!is(vma, images::kVmaAnonPrivate | images::kVmaFilePrivate) ||
             is(vma, images::kVmaVvar | images::kVmaVsyscall))
             return {};
+        // The kernel may take such memory at any time, and a second copy of it must not be (vgetrandom).
+        if (mapping.vm_flags & kVmDroppable)
+            return {};
         CKPT_ASSIGN(auto runs, scanner_.own_pages(mapping.start, mapping.end));
         for (const PageRun& run : runs)
             add_run(run, can_be_lazy(vma), out);

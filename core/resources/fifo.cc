@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "core/resources/ghost.h"
 #include "core/resources/kinds.h"
 #include "core/resources/open_file.h"
 #include "core/resources/pipe_content.h"
@@ -39,17 +40,25 @@ Result<std::optional<Slot>> plan(const images::file_entry& entry, FilePlanContex
     const std::string label = fmt::format("fifo {} ({})", entry.id(), reg.name());
     const ArenaRef name = context.plan().string(reg.name());
     Program& agent = context.agent();
+    std::optional<Slot> deleted;
+    if (const uint32_t* ghost = find_ghost(context.images(), path_id)) {
+        CKPT_ASSIGN(deleted, plan_ghost(*ghost, reg.name(), context));
+    }
+    auto open = [&](unsigned how) {
+        return deleted ? context.reopen(agent, label, *deleted, how)
+                       : agent.descriptor(label, SYS_openat, {AT_FDCWD, name, how | O_CLOEXEC});
+    };
     auto both = context.shared_slot("fifo", record.pipe_id());
     if (!both) {
         // Opened both ways it never blocks, and holds the content until all descriptions are open.
-        both = agent.descriptor(label, SYS_openat, {AT_FDCWD, name, O_RDWR | O_CLOEXEC | O_NONBLOCK});
+        both = open(O_RDWR | O_NONBLOCK);
         context.share_slot("fifo", record.pipe_id(), *both);
         auto content = context.images().fifos.find(record.pipe_id());
         if (content != context.images().fifos.end())
             plan_pipe_content(content->second, label, *both, context);
     }
     const unsigned flags = reg.flags() & ~static_cast<unsigned>(O_CREAT | O_EXCL | O_TRUNC | O_ASYNC);
-    Slot slot = agent.descriptor(label, SYS_openat, {AT_FDCWD, name, flags | O_CLOEXEC});
+    Slot slot = open(flags);
     context.settle(label, slot, entry.id(), reg.flags(), reg.fown());
     return slot;
 }

@@ -88,6 +88,7 @@ struct FilePlanOptions {
     std::map<std::string, Slot> externals;  // key -> the caller's descriptor, there when the agent runs
     Slot image_dir;                         // descriptor of the image directory in the agent
     PlanClocks clocks;
+    std::function<bool(const std::string& path)> is_free;  // see FilePlanContext; unset: never
     // Emits what fills a memfd; from the memory restore. `size` in bytes.
     std::function<Result<void>(uint32_t shmid, uint64_t size, Slot fd, Program& agent)> fill_memory;
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/resources/ghost.h"
 
+#include <algorithm>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -37,6 +38,8 @@ void fill_entry(const struct stat& st, images::ghost_file_entry& entry) {
     entry.set_mode(st.st_mode);
     entry.set_dev(static_cast<uint32_t>(st.st_dev));
     entry.set_ino(st.st_ino);
+    if (S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode))
+        entry.set_rdev(static_cast<uint32_t>(st.st_rdev));
     entry.mutable_atim()->set_tv_sec(static_cast<uint64_t>(st.st_atim.tv_sec));
     entry.mutable_atim()->set_tv_usec(static_cast<uint64_t>(st.st_atim.tv_nsec / 1000));
     entry.mutable_mtim()->set_tv_sec(static_cast<uint64_t>(st.st_mtim.tv_sec));
@@ -49,9 +52,10 @@ Error ghost_blocker(const OpenFile& file, std::string message, std::string remed
 
 Result<void> take_content(const OpenFile& file, FileDumpContext& context, GhostFile& ghost) {
     const uint64_t size = static_cast<uint64_t>(file.st.st_size);
-    if (size > context.options().ghost_limit) {
+    const uint64_t stored = std::min(size, static_cast<uint64_t>(file.st.st_blocks) * 512);
+    if (stored > context.options().ghost_limit) {
         context.blocker(ghost_blocker(
-            file, fmt::format("deleted file of {} bytes, more than the limit of {}", size,
+            file, fmt::format("deleted file of {} bytes, more than the limit of {}", stored,
                               context.options().ghost_limit),
             "raise the ghost limit, or let the program close the file"));
         return {};
@@ -103,11 +107,16 @@ void copy_content(const GhostFile& ghost, uint32_t ghost_id, std::string_view la
     agent.call(label, SYS_close, {source});
 }
 
+// /proc shows the name under which a deleted file was made; it is its old one unless something else has
+// that now. Making fails where the name is taken, so what is removed is ours.
+ArenaRef ghost_name(const std::string& path, FilePlanContext& context) {
+    return context.plan().string(context.is_free(path) ? path : path + ".checkpointd-ghost");
+}
+
 Slot make_directory(const std::string& path, const images::ghost_file_entry& entry,
                     std::string_view label, FilePlanContext& context) {
     Program& agent = context.agent();
-    // Never a name that something else may have; the directory is removed when it is open.
-    const ArenaRef name = context.plan().string(path + ".checkpointd-ghost");
+    const ArenaRef name = ghost_name(path, context);
     agent.call(label, SYS_mkdir, {name, entry.mode() & 07777});
     Slot slot = agent.descriptor(label, SYS_openat,
                                  {AT_FDCWD, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC});
@@ -115,6 +124,34 @@ Slot make_directory(const std::string& path, const images::ghost_file_entry& ent
     agent.call(label, SYS_fchmod, {slot, entry.mode() & 07777});
     agent.call(label, SYS_rmdir, {name});
     return slot;
+}
+
+// A FIFO or a device, held by O_PATH: opening it for good is up to its kind.
+Slot make_node(const std::string& path, const images::ghost_file_entry& entry,
+               std::string_view label, FilePlanContext& context) {
+    Program& agent = context.agent();
+    const ArenaRef name = ghost_name(path, context);
+    agent.call(label, SYS_mknodat, {AT_FDCWD, name, entry.mode(), entry.rdev()});
+    agent.call(label, SYS_fchmodat, {AT_FDCWD, name, entry.mode() & 07777});
+    agent.call(label, SYS_lchown, {name, entry.uid(), entry.gid()});
+    Slot slot = agent.descriptor(label, SYS_openat,
+                                 {AT_FDCWD, name, O_PATH | O_NOFOLLOW | O_CLOEXEC});
+    agent.call(label, SYS_unlinkat, {AT_FDCWD, name, 0});
+    return slot;
+}
+
+// Images count microseconds.
+void set_times(const images::ghost_file_entry& entry, std::string_view label, Slot fd,
+               FilePlanContext& context) {
+    if (!entry.has_atim() || !entry.has_mtim())
+        return;
+    auto time = [](const images::timeval& value) {
+        return timespec{static_cast<time_t>(value.tv_sec()),
+                        static_cast<long>(value.tv_usec() % 1'000'000 * 1000)};
+    };
+    const timespec times[2] = {time(entry.atim()), time(entry.mtim())};
+    context.agent().call(label, SYS_utimensat,
+                         {fd, 0, context.plan().bytes(times, sizeof(times)), 0});
 }
 
 }  // namespace
@@ -128,8 +165,8 @@ Result<void> dump_ghost(const OpenFile& file, FileDumpContext& context, uint32_t
             return {};
         }
     }
-    if (!S_ISREG(file.st.st_mode) && !S_ISDIR(file.st.st_mode)) {
-        context.blocker(ghost_blocker(file, "a deleted FIFO, device or link is open",
+    if (S_ISLNK(file.st.st_mode) || S_ISSOCK(file.st.st_mode)) {
+        context.blocker(ghost_blocker(file, "a deleted link or socket is open",
                                       "let the program close it"));
         return {};
     }
@@ -157,8 +194,14 @@ Result<Slot> plan_ghost(uint32_t ghost_id, const std::string& path, FilePlanCont
         context.share_slot("ghost", ghost_id, slot);
         return slot;
     }
+    if (S_ISFIFO(ghost.entry.mode()) || S_ISCHR(ghost.entry.mode()) ||
+        S_ISBLK(ghost.entry.mode())) {
+        Slot slot = make_node(path, ghost.entry, label, context);
+        context.share_slot("ghost", ghost_id, slot);
+        return slot;
+    }
     if (!S_ISREG(ghost.entry.mode()))
-        return fail(ErrorKind::kUnsupported, path, "a deleted FIFO, device or link is open");
+        return fail(ErrorKind::kUnsupported, path, "a deleted link or socket is open");
     Program& agent = context.agent();
     Slot slot = agent.descriptor(label, SYS_openat,
                                  {AT_FDCWD, context.plan().string(parent_of(path)),
@@ -168,6 +211,7 @@ Result<Slot> plan_ghost(uint32_t ghost_id, const std::string& path, FilePlanCont
         agent.call(label, SYS_ftruncate, {slot, ghost.entry.size()});
     agent.call(label, SYS_fchown, {slot, ghost.entry.uid(), ghost.entry.gid()});
     agent.call(label, SYS_fchmod, {slot, ghost.entry.mode() & 07777});
+    set_times(ghost.entry, label, slot, context);
     context.share_slot("ghost", ghost_id, slot);
     return slot;
 }

@@ -130,6 +130,9 @@ struct TaskPrograms {
     // what needs another task, or must not run on while memory is read (timers). Only numbers of the
     // task's own descriptors may be used, no slot of the agent. May be the same as `stage` in tests.
     Program* late = nullptr;
+    // After every other descriptor of the task is closed: what a close() of the same file undoes (POSIX
+    // locks). Only numbers may be used. Null: `late`.
+    Program* last = nullptr;
 };
 
 // Where one file has its descriptors.
@@ -180,6 +183,9 @@ class FilePlanContext {
     // Is a process with this PID (as in the images) restored?
     virtual bool has_task(pid_t pid) const = 0;
     virtual const PlanClocks& clocks() const = 0;
+    // Was there nothing at this path when the plan was made? The name of a deleted file may then be used
+    // for a moment, by an operation that fails if it is taken meanwhile.
+    virtual bool is_free(const std::string& path) const = 0;
     // Fills the memory of a memfd ("shmid") through `fd`, which is empty and of the right size.
     virtual Result<void> fill_memory(uint32_t shmid, uint64_t size, Slot fd) = 0;
     // Emits F_SETFL and F_SETSIG for a fresh descriptor, and F_SETOWN_EX late.

@@ -81,6 +81,9 @@ class FilePlanner::Impl final : public FilePlanContext {
                            [&](const FilePlanTask& task) { return task.programs.pid == pid; });
     }
     const PlanClocks& clocks() const override { return options_.clocks; }
+    bool is_free(const std::string& path) const override {
+        return options_.is_free && options_.is_free(path);
+    }
     Result<void> fill_memory(uint32_t shmid, uint64_t size, Slot fd) override {
         if (size == 0)
             return {};
@@ -265,7 +268,8 @@ void FilePlanner::Impl::emit_locks() {
             return candidate.programs.pid == lock.pid();
         });
         if (task != tasks_.end())
-            plan_lock(lock, *task->programs.late, plan_);
+            plan_lock(lock, task->programs.last ? *task->programs.last : *task->programs.late,
+                      plan_);
     }
 }
 

@@ -112,7 +112,10 @@ unsigned open_flags(const images::reg_file_entry& reg) {
 
 // The size is compared by seeking to the end, which costs one operation and needs no memory.
 void check_size(const images::reg_file_entry& reg, Program& agent, std::string_view label, Slot fd) {
-    bool may_change = (reg.flags() & O_ACCMODE) == O_WRONLY || (reg.flags() & O_APPEND) != 0;
+    // What the kernel makes up as it is read has no size, and often no end to seek to.
+    bool made_up = reg.name().starts_with("/proc/") || reg.name().starts_with("/sys/");
+    bool may_change = made_up || (reg.flags() & O_ACCMODE) == O_WRONLY ||
+                      (reg.flags() & O_APPEND) != 0;
     if (reg.has_size() && !may_change && !(reg.flags() & O_PATH))
         agent.call_expect(fmt::format("{}: size as it was ({} bytes)", label, reg.size()),
                           static_cast<int64_t>(reg.size()), SYS_lseek, {fd, 0, SEEK_END});

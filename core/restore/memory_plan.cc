@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <fmt/format.h>
 
@@ -26,6 +27,7 @@ constexpr uint64_t kPage = 4096;
 // Distance from every mapping: a stack grows down until 256 pages (stack_guard_gap) above its neighbour.
 constexpr uint64_t kMargin = 4u << 20;
 constexpr uint64_t kLowest = 1u << 24;
+constexpr uint32_t kMapDroppable = 0x08;  // MAP_DROPPABLE (Linux 6.11): a type of its own, private
 
 bool is(const vma_entry& vma, uint32_t status) {
     return (vma.status() & status) != 0;
@@ -36,7 +38,8 @@ bool is_kernels(const vma_entry& vma) {
 }
 
 bool is_private(const vma_entry& vma) {
-    return !is_kernels(vma) && (vma.flags() & MAP_TYPE) == MAP_PRIVATE;
+    uint32_t type = vma.flags() & MAP_TYPE;
+    return !is_kernels(vma) && (type == MAP_PRIVATE || type == kMapDroppable);
 }
 
 bool is_shared_segment(const vma_entry& vma) {
@@ -294,9 +297,8 @@ Result<void> MemoryPlanner::read_runs(const std::string& label, Program& program
 }
 
 Result<void> MemoryPlanner::fill_memfd(uint32_t shmid, uint64_t size, Slot fd, Program& agent) {
-    // Through a mapping, because pages are read into memory and nowhere else. Its address is the
-    // kernel's choice, so the iovecs are made when it is known: one store for each.
     CKPT_ASSIGN(PageRuns pages, read_shared_pages(dir_, shmid));
+    CKPT_TRY(check_size(pages));
     std::string label = fmt::format("memfd {}", shmid);
     CKPT_ASSIGN(Slot file, pages_file(pages.pages_id));
     uint64_t offset = 0;
@@ -306,15 +308,25 @@ Result<void> MemoryPlanner::fill_memfd(uint32_t shmid, uint64_t size, Slot fd, P
         uint64_t length = run.nr_pages() * kPage;
         if (run.vaddr() >= size)
             return fail(ErrorKind::kBadImage, label, "has pages behind its end");
-        uint64_t wanted = std::min(length, size - run.vaddr());
-        ArenaRef from = agent.plan().object(offset);
-        ArenaRef to = agent.plan().object(run.vaddr());
-        agent.call_expect(label, static_cast<int64_t>(wanted), SYS_copy_file_range,
-                          {file, from, fd, to, wanted, 0});
-        bytes_ += wanted;
+        copy_to_memfd(label, file, offset, fd, run.vaddr(), std::min(length, size - run.vaddr()), agent);
         offset += length;
     }
+    agent.call_expect(label, 0, SYS_lseek, {fd, 0, SEEK_SET});
     return {};
+}
+
+// copy_file_range(2) refuses to cross file systems (since Linux 5.19), sendfile(2) does not; it writes at
+// the file's position, at most 2 GiB at once.
+void MemoryPlanner::copy_to_memfd(const std::string& label, Slot file, uint64_t from, Slot fd,
+                                  uint64_t to, uint64_t length, Program& agent) {
+    constexpr uint64_t kMost = 1u << 30;
+    agent.call_expect(label, static_cast<int64_t>(to), SYS_lseek, {fd, to, SEEK_SET});
+    for (uint64_t done = 0; done < length; done += kMost) {
+        uint64_t piece = std::min(kMost, length - done);
+        agent.call_expect(label, static_cast<int64_t>(piece), SYS_sendfile,
+                          {fd, file, agent.plan().object(from + done), piece});
+    }
+    bytes_ += length;
 }
 
 Result<void> MemoryPlanner::map(const TaskRecord& task, const vma_entry& vma, Program& blob,
@@ -324,7 +336,8 @@ Result<void> MemoryPlanner::map(const TaskRecord& task, const vma_entry& vma, Pr
     // Pages are read into private mappings, so these are writable at first.
     int prot = static_cast<int>(vma.prot()) | (is_private(vma) ? PROT_READ | PROT_WRITE : 0);
     constexpr uint32_t kCarried = MAP_PRIVATE | MAP_SHARED | MAP_ANONYMOUS | MAP_GROWSDOWN |
-                                  MAP_NORESERVE | MAP_HUGETLB | MAP_SYNC | 0xfc000000u;
+                                  MAP_NORESERVE | MAP_HUGETLB | MAP_SYNC | kMapDroppable |
+                                  0xfc000000u;
     uint32_t flags = (vma.flags() & kCarried) | MAP_FIXED_NOREPLACE;
     Arg file = -1;
     uint64_t offset = vma.pgoff();
@@ -366,8 +379,6 @@ void MemoryPlanner::settle(const TaskRecord& task, const vma_entry& vma, Program
             blob.call(label, SYS_madvise, {vma.start(), size, advice});
     if (is_private(vma) && (vma.prot() & (PROT_READ | PROT_WRITE)) != (PROT_READ | PROT_WRITE))
         blob.call(label, SYS_mprotect, {vma.start(), size, vma.prot()});
-    if (vma.flags() & MAP_LOCKED)
-        blob.call(label, SYS_mlock, {vma.start(), size});
 }
 
 // What /proc/PID shows, and brk: PR_SET_MM_MAP in prctl(2).
@@ -414,12 +425,17 @@ Result<void> MemoryPlanner::plan_task(const TaskRecord& task, Program& blob,
         if (!is_kernels(vma))
             CKPT_TRY(map(task, vma, blob, files));
     CKPT_TRY(read_private_pages(task, blob));
-    for (const vma_entry& guard : task.guards)  // before mlock: 6.13 and 6.14 refuse locked memory
-        blob.call(mapping_label(task, guard) + " guard", SYS_madvise,
-                  {guard.start(), guard.end() - guard.start(), kGuardInstall});
     for (const vma_entry& vma : task.mm.vmas())
         if (!is_kernels(vma))
             settle(task, vma, blob);
+    // A mapping with a guard in it stays marked ("gu" in smaps), so neighbours must be told apart by
+    // now; and Linux 6.13 and 6.14 refuse locked memory.
+    for (const vma_entry& guard : task.guards)
+        blob.call(mapping_label(task, guard) + " guard", SYS_madvise,
+                  {guard.start(), guard.end() - guard.start(), kGuardInstall});
+    for (const vma_entry& vma : task.mm.vmas())
+        if (!is_kernels(vma) && vma.flags() & MAP_LOCKED)
+            blob.call(mapping_label(task, vma), SYS_mlock, {vma.start(), vma.end() - vma.start()});
     return describe_layout(task, blob, files);
 }
 

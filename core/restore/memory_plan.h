@@ -63,6 +63,8 @@ class MemoryPlanner {
     Result<void> read_private_pages(const TaskRecord& task, Program& blob);
     Result<void> read_runs(const std::string& label, Program& program, const PageRuns& pages,
                            uint64_t base, const Sorter& sort);
+    void copy_to_memfd(const std::string& label, Slot file, uint64_t from, Slot fd, uint64_t to,
+                       uint64_t length, Program& agent);
     void settle(const TaskRecord& task, const images::vma_entry& vma, Program& blob);
     Result<void> describe_layout(const TaskRecord& task, Program& blob, const FileSlots& files);
 

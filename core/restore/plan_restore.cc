@@ -6,12 +6,14 @@
 #include <linux/sched.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <fmt/format.h>
 
 #include "core/arch/x86_64/state_from_image.h"
+#include "core/kernel/pidfd.h"
 #include "core/resources/files.h"
 #include "core/restore/barriers.h"
 #include "core/restore/executor/region.h"
@@ -81,6 +83,7 @@ class RestorePlanner {
     struct FileParts {
         Program* stage;
         Program* late;
+        Program* last;
     };
 
     Result<void> read_files() {
@@ -103,15 +106,17 @@ class RestorePlanner {
             if (task.zombie())
                 continue;
             FileParts parts{&plan_.new_program(fmt::format("pid {} descriptors", task.pid())),
-                            &plan_.new_program(fmt::format("pid {} late descriptors", task.pid()))};
+                            &plan_.new_program(fmt::format("pid {} late descriptors", task.pid())),
+                            &plan_.new_program(fmt::format("pid {} locks", task.pid()))};
             parts_[task.pid()] = parts;
-            tasks.push_back({{task.pid(), parts.stage, parts.late}, task.ids.files_id(),
+            tasks.push_back({{task.pid(), parts.stage, parts.late, parts.last}, task.ids.files_id(),
                              task.ids.fs_id()});
         }
         FilePlanOptions options;
         options.externals = externals_;
         options.image_dir = image_dir_;
         options.clocks = clocks_of_tasks();
+        options.is_free = [this](const std::string& path) { return is_free(path); };
         options.fill_memory = [&memory](uint32_t shmid, uint64_t size, Slot fd, Program& agent) {
             return memory.fill_memfd(shmid, size, fd, agent);
         };
@@ -119,6 +124,19 @@ class RestorePlanner {
         files_ = std::make_unique<FilePlanner>(file_images_, std::move(tasks), plan_, agent_,
                                                std::move(options));
         return files_->plan();
+    }
+
+    // In the mount namespace that the agent will enter.
+    bool is_free(const std::string& path) const {
+        std::string root;
+        if (request_.namespaces_of_pidfd) {
+            auto pid = pid_of_pidfd(*request_.namespaces_of_pidfd);
+            if (!pid)
+                return false;
+            root = fmt::format("/proc/{}/root", *pid);
+        }
+        struct stat st {};
+        return lstat((root + path).c_str(), &st) < 0 && errno == ENOENT;
     }
 
     PlanClocks clocks_of_tasks() const {
@@ -177,10 +195,26 @@ class RestorePlanner {
             else if (!actions.try_emplace(task.ids.sighand_id(), task.object()).second)
                 blockers.push_back(Error{ErrorKind::kUnsupported, task.object(),
                                          "shares signal handlers with another process", {}, 0, {}});
-            else if (!tables.try_emplace(task.ids.files_id(), task.object()).second)
+            else if (!tables.try_emplace(task.ids.files_id(), task.object()).second &&
+                     !inherits_table(task))
                 blockers.push_back(Error{ErrorKind::kUnsupported, task.object(),
                                          "shares its descriptors with another process", {}, 0, {}});
         }
+    }
+
+    static bool same_table(const TaskRecord* a, const TaskRecord* b) {
+        return a != nullptr && b != nullptr && a->ids.has_files_id() &&
+               a->ids.files_id() == b->ids.files_id();
+    }
+
+    // One descriptor table of two tasks comes from being born with CLONE_FILES.
+    bool inherits_table(const TaskRecord& task) const {
+        for (const Maker& maker : lineage_.makers)
+            for (const auto* births : {&maker.before, &maker.after})
+                for (const Birth& birth : *births)
+                    if (birth.pid == task.pid())
+                        return same_table(forest_.find(maker.pid), &task);
+        return false;
     }
 
     Slot keep(const std::string& label, int fd) {
@@ -250,9 +284,13 @@ class RestorePlanner {
     }
 
     void plan_births(const Maker& maker, const std::vector<Birth>& births) {
-        for (const Birth& birth : births)
+        for (const Birth& birth : births) {
+            uint64_t flags = birth.for_parent ? CLONE_PARENT : 0;
+            if (same_table(forest_.find(maker.pid), forest_.find(birth.pid)))
+                flags |= CLONE_FILES;
             stages_[maker.pid]->fork_task(fmt::format("pid {}", birth.pid), birth.pid,
-                                          *stages_[birth.pid], birth.for_parent ? CLONE_PARENT : 0);
+                                          *stages_[birth.pid], flags);
+        }
     }
 
     // Everything of a stage up to where all processes exist in their sessions and groups.
@@ -352,6 +390,7 @@ class RestorePlanner {
         plan_mdwe(task, blob);
         blob.call(fmt::format("pid {} service descriptors", task.pid()), SYS_close_range,
                   {result_->descriptor_floor, ~0u, 0});
+        splice(*parts_.at(task.pid()).last, blob);
         blob.barrier("finished", kFinished);
         return {};
     }

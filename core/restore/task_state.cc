@@ -170,7 +170,8 @@ Result<void> plan_schedule(const ThreadState& thread, const HostFacts& facts, Pr
     const images::thread_core_entry& core = thread.core.thread_core();
     plan_schedule_extra(thread, facts, program);
     int policy = static_cast<int>(core.sched_policy());
-    bool real_time = policy == SCHED_FIFO || policy == SCHED_RR;
+    int plain = policy & ~SCHED_RESET_ON_FORK;
+    bool real_time = plain == SCHED_FIFO || plain == SCHED_RR;
     if (core.has_sched_policy() && (policy != facts.policy || real_time)) {
         sched_param param{};
         param.sched_priority = real_time ? static_cast<int>(core.sched_prio()) : 0;

@@ -123,9 +123,9 @@ Result<void> RestoreJob::build() {
 // From two owners to one: PID 1 learns who the main process is, then the tasks run. What is true of the
 // image is decided by whether they live, also when we die in between.
 Result<void> RestoreJob::let_go() {
-    CKPT_ASSIGN(const uint64_t settle,
-                settle_restore(journal_, request_.store_dir, id_, main_pid_));
-    auto commit = [this]() -> Result<void> {
+    uint64_t settle = 0;
+    auto commit = [&]() -> Result<void> {
+        CKPT_ASSIGN(settle, settle_restore(journal_, request_.store_dir, id_, main_pid_));
         CKPT_TRY(forest_->commit());
         steps_.no_way_back();
         return {};

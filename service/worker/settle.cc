@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "service/worker/settle.h"
 
-#include <chrono>
 #include <csignal>
 #include <thread>
+
+#include <fmt/format.h>
 
 #include "core/kernel/proc_stat.h"
 #include "core/kernel/proc_status.h"
@@ -14,34 +15,48 @@ namespace checkpointd {
 namespace {
 
 constexpr const char* kCheckpointKind = "service.settle-checkpoint";
+constexpr const char* kStopKind = "service.await-stop";
 constexpr const char* kRestoreKind = "service.settle-restore";
 constexpr std::chrono::seconds kPatience{30};
+constexpr std::chrono::milliseconds kPollInterval{10};
+constexpr uint32_t kExiting = 4;  // PF_EXITING of include/linux/sched.h
+constexpr uint64_t kKillBit = uint64_t{1} << (SIGKILL - 1);
 
-constexpr std::chrono::seconds kDyingTime{10};
-constexpr uint32_t kExiting = 0x4;  // PF_EXITING, include/linux/sched.h
-
-// Whether SIGKILL is on its way to the process: sent, not yet taken.
-bool has_kill_pending(pid_t pid) {
-    constexpr uint64_t kKillBit = uint64_t{1} << (SIGKILL - 1);
-    auto status = read_status(pid);
-    return status && ((status->sig_pending | status->shared_sig_pending) & kKillBit) != 0;
+// Asks `condition` (Result<bool>) until it is true.
+template <typename Condition>
+Result<void> wait_until(const std::string& object, const char* what, Condition condition) {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    for (;;) {
+        CKPT_ASSIGN(const bool holds, condition());
+        if (holds) return {};
+        if (std::chrono::steady_clock::now() > deadline)
+            return fail(ErrorKind::kTimeout, object, what);
+        std::this_thread::sleep_for(kPollInterval);
+    }
 }
 
-// Whether the process of that PID and start time lives on. Who died by our worker's death (EXITKILL) or by
-// PID 1's hand may take a while to be gone, or stay as a zombie; SIGKILL was sent to it before we look. A
-// task that sleeps without that signal and without having begun its exit was not sent one, since a signal
-// that was sent wakes the task, which then runs until it is gone.
-bool lives_on(pid_t pid, const std::string& started) {
-    const auto give_up = std::chrono::steady_clock::now() + kDyingTime;
-    for (;;) {
-        auto stat = read_stat(pid);
-        if (!stat || std::to_string(stat->start_time) != started) return false;
-        if (stat->state == 'Z' || stat->state == 'X') return false;
-        const bool is_dying = (stat->flags & kExiting) != 0 || has_kill_pending(pid);
-        if (!is_dying && stat->state != 'R' && stat->state != 'D') return true;
-        if (std::chrono::steady_clock::now() >= give_up) return !is_dying;
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
+enum class Life { kRuns, kDies, kDead };
+
+// SIGKILL is sent in an instant; freeing a large memory takes a while, in which the process is still there.
+Life look_at(pid_t pid, const std::string& start_time) {
+    auto stat = read_stat(pid);
+    auto status = read_status(pid);
+    if (!stat || !status || std::to_string(stat->start_time) != start_time) return Life::kDead;
+    if (stat->state == 'Z' || stat->state == 'X') return Life::kDead;
+    const uint64_t pending = status->sig_pending | status->shared_sig_pending;
+    return (stat->flags & kExiting) || (pending & kKillBit) ? Life::kDies : Life::kRuns;
+}
+
+// Twice the same answer: between taking SIGKILL and beginning to exit a process looks alive.
+Result<bool> lives(pid_t pid, const std::string& start_time) {
+    Life last = Life::kDies;
+    CKPT_TRY(wait_until(fmt::format("pid {}", pid), "was killed and does not die",
+                        [&]() -> Result<bool> {
+                            const Life now = look_at(pid, start_time);
+                            const Life before = std::exchange(last, now);
+                            return now == Life::kDead || (now == Life::kRuns && before == now);
+                        }));
+    return last == Life::kRuns;
 }
 
 // STORE, UNIT/ID, PID, START TIME.
@@ -55,7 +70,7 @@ Result<Subject> read_args(const UndoArgs& args) {
     if (args.size() != 4) return fail(ErrorKind::kInternal, "undo", "has the wrong arguments");
     CKPT_ASSIGN(auto store, images::ImageStore::open(args[0], false));
     CKPT_ASSIGN(auto id, images::parse_image_id(args[1]));
-    const bool alive = lives_on(static_cast<pid_t>(std::stol(args[2])), args[3]);
+    CKPT_ASSIGN(const bool alive, lives(static_cast<pid_t>(std::stol(args[2])), args[3]));
     return Subject{std::move(store), std::move(id), alive};
 }
 
@@ -73,6 +88,16 @@ Result<void> undo_checkpoint(const UndoArgs& args) {
     if (subject.alive || image->damage) return subject.store.remove(subject.id);
     return subject.store.set_state(subject.id, images::ImageState::kReady,
                                    "its checkpoint was cut off after the unit had stopped");
+}
+
+Result<void> undo_await_stop(const UndoArgs& args) {
+    if (args.size() != 1) return fail(ErrorKind::kInternal, "undo", "has the wrong arguments");
+    CKPT_ASSIGN(auto systemd, Systemd::connect());
+    return wait_until(args[0], "systemd does not come to an end with its stop",
+                      [&]() -> Result<bool> {
+                          CKPT_ASSIGN(const bool busy, systemd.has_job(args[0]));
+                          return !busy;
+                      });
 }
 
 Result<void> undo_restore(const UndoArgs& args) {
@@ -95,7 +120,12 @@ Result<uint64_t> add(Journal& journal, const char* kind, const std::string& stor
 
 void add_settle_undo_kinds(UndoTable& table) {
     table.add(kCheckpointKind, undo_checkpoint);
+    table.add(kStopKind, undo_await_stop);
     table.add(kRestoreKind, undo_restore);
+}
+
+Result<uint64_t> await_stop(Journal& journal, const std::string& unit) {
+    return journal.add(kStopKind, {unit});
 }
 
 Result<uint64_t> settle_checkpoint(Journal& journal, const std::string& store,

@@ -12,7 +12,7 @@
 
 namespace checkpointd {
 
-// Adds service.settle-checkpoint and service.settle-restore. The actions open the store themselves.
+// Adds service.settle-checkpoint, service.await-stop and service.settle-restore. The actions open the store themselves.
 void add_settle_undo_kinds(UndoTable& table);
 
 // For a checkpoint of the process `main_pid`. Undo: partial images are removed; of a pending image the
@@ -21,7 +21,12 @@ void add_settle_undo_kinds(UndoTable& table);
 Result<uint64_t> settle_checkpoint(Journal& journal, const std::string& store,
                                    const images::ImageId& image, pid_t main_pid);
 
-// For a restore whose main process is `main_pid`, before it may run. Undo: it lives on, so the image is
+// Before PID 1 is told to stop the unit. Undo: waits until PID 1 has done so; only then can be told whether
+// the original lives, and only then may the drop-in go that makes it a clean end.
+Result<uint64_t> await_stop(Journal& journal, const std::string& unit);
+
+// For a restore whose main process is `main_pid`, right before it may run: up to then it dies with the
+// worker, and nothing is to be settled. Undo: it lives on, so the image is
 // consumed; it died with the restore, so the image stays ready and PID 1 forgets the failed unit.
 Result<uint64_t> settle_restore(Journal& journal, const std::string& store,
                                 const images::ImageId& image, pid_t main_pid);
