@@ -81,7 +81,7 @@ uint64_t own_permitted() {
 
 Result<HostFacts> host_facts() {
     HostFacts facts;
-    CKPT_ASSIGN(facts.mappings, own_mappings());
+    CKPT_ASSIGN(facts.mappings, read_maps(getpid()));
     for (int i = 0; i < RLIM_NLIMITS; i++) {
         rlimit limit{};
         getrlimit(static_cast<__rlimit_resource>(i), &limit);

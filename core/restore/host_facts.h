@@ -10,13 +10,13 @@
 #include <vector>
 
 #include "core/base/error.h"
-#include "core/restore/own_maps.h"
+#include "core/kernel/proc_maps.h"
 
 namespace checkpointd {
 
 // What the tasks will inherit from us, and what this kernel can do: a plan only changes what differs.
 struct HostFacts {
-    std::vector<OwnMapping> mappings;
+    std::vector<ProcMapping> mappings;
     std::vector<rlimit> limits;      // by RLIMIT_*
     timespec monotonic_offset{};     // of the time namespace that children get
     timespec boottime_offset{};

@@ -55,9 +55,9 @@ struct Span {
     uint64_t end;
 };
 
-std::vector<Span> all_spans(const ForestImages& forest, const std::vector<OwnMapping>& own) {
+std::vector<Span> all_spans(const ForestImages& forest, const std::vector<ProcMapping>& own) {
     std::vector<Span> spans;
-    for (const OwnMapping& mapping : own)
+    for (const ProcMapping& mapping : own)
         if (mapping.end <= kUserMemoryEnd)  // not [vsyscall]
             spans.push_back({mapping.start, mapping.end});
     for (const TaskRecord& task : forest.tasks) {
@@ -78,7 +78,7 @@ constexpr int kGuardInstall = 102;  // MADV_GUARD_INSTALL, Linux 6.13
 
 }  // namespace
 
-Result<uint64_t> free_place(const ForestImages& forest, const std::vector<OwnMapping>& own,
+Result<uint64_t> free_place(const ForestImages& forest, const std::vector<ProcMapping>& own,
                             uint64_t size) {
     uint64_t end = kLowest;
     uint64_t best = 0;
@@ -147,7 +147,7 @@ void MemoryPlanner::check_vdso(const TaskRecord& task, std::vector<Error>& block
         if (auto same = compare_vdso(task, vma); !same)
             blockers.push_back(std::move(same).error());
         uint64_t before = 0;
-        for (const OwnMapping& own : facts_.mappings)
+        for (const ProcMapping& own : facts_.mappings)
             if (own.name.starts_with("[vvar"))
                 before += own.end - own.start;
         if (start != 0 && vma.start() - start != before)
@@ -158,7 +158,7 @@ void MemoryPlanner::check_vdso(const TaskRecord& task, std::vector<Error>& block
 
 Result<void> MemoryPlanner::compare_vdso(const TaskRecord& task, const vma_entry& vdso) {
     auto own = std::find_if(facts_.mappings.begin(), facts_.mappings.end(),
-                            [](const OwnMapping& mapping) { return mapping.name == "[vdso]"; });
+                            [](const ProcMapping& mapping) { return mapping.name == "[vdso]"; });
     auto differs = [&](const char* what) {
         return fail(ErrorKind::kUnsupported, mapping_label(task, vdso), what,
                     "restore under the kernel that the checkpoint was made under");

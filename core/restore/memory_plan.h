@@ -15,7 +15,7 @@ namespace checkpointd {
 using FileSlots = std::function<Result<Slot>(uint32_t file_id)>;
 
 // A hole in the address space of every restored task and of ourselves.
-Result<uint64_t> free_place(const ForestImages& forest, const std::vector<OwnMapping>& own,
+Result<uint64_t> free_place(const ForestImages& forest, const std::vector<ProcMapping>& own,
                             uint64_t size);
 
 // Plans address spaces: shared segments in the agent, everything else in the tasks' blob programs.

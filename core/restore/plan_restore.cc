@@ -248,7 +248,8 @@ class RestorePlanner {
     Result<void> plan_window(MemoryPlanner& memory) {
         if (uint64_t size = memory.window_size(); size > 0) {
             CKPT_ASSIGN(uint64_t window, free_place(forest_, facts_.mappings, size));
-            facts_.mappings.push_back({window, window + size, "shared segments"});
+            ProcMapping& segments = facts_.mappings.emplace_back();
+            segments.start = window, segments.end = window + size;
             return memory.plan_agent(window);
         }
         return memory.plan_agent(0);

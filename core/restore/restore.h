@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -54,6 +55,10 @@ struct RestoreRequest {
     bool shell_job = false;
 
     std::vector<StageHook> hooks;
+
+    // By when everything must stand at its last barrier; then it fails with kTimeout like any other step.
+    // Unset: never.
+    std::optional<std::chrono::steady_clock::time_point> deadline;
 
     Steps& steps;
 };

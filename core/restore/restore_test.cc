@@ -623,6 +623,27 @@ TEST_F(RestoreTest, FailureOfEveryOperationIsNamedAndLeavesNothing) {
     EXPECT_TRUE(whole) << whole.error().text();
 }
 
+int hook_that_hangs(void*) {
+    for (;;)
+        pause();
+}
+
+TEST_F(RestoreTest, HangingOperationMeetsTheDeadline) {
+    RestoreRequest request = this->request(silent_);
+    request.hooks.push_back({child(), "hang", hook_that_hangs, nullptr});
+    auto start = std::chrono::steady_clock::now();
+    request.deadline = start + std::chrono::milliseconds(300);
+    RestoreStats stats;
+    auto built = build_forest(request, stats);
+    ASSERT_FALSE(built);
+    EXPECT_EQ(built.error().kind, ErrorKind::kTimeout) << built.error().text();
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+    expect_nothing_left();
+    request.hooks.clear();
+    request.deadline = std::chrono::steady_clock::now() + std::chrono::minutes(5);
+    EXPECT_TRUE(build_forest(request, stats));
+}
+
 // What the interpreter finds in the region is what print_plan() shows, line by line. That it also runs
 // every line of it, and nothing in between, is what the failure of every operation tells.
 TEST_F(RestoreTest, ExecutedPlanIsThePrintedOne) {

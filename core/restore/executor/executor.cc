@@ -19,6 +19,7 @@
 #include "core/restore/executor/conflicts.h"
 #include "core/restore/executor/region.h"
 #include "core/restore/executor/tracer.h"
+#include "core/restore/executor/watchdog.h"
 #include "core/restore/restore.h"
 #include "restorer/interpreter.h"
 
@@ -163,6 +164,22 @@ Result<void> finish_task(Tracer& tracer, const RestorePlan& plan, const PlannedT
     return {};
 }
 
+Result<void> bring_to_last_barrier(const RestoreRequest& request, const RestorePlan& plan,
+                                   Tracer& tracer, uint64_t instruction, uint64_t arena) {
+    CKPT_TRY(tracer.run(request.steps));
+    CKPT_TRY(tracer.check_complete());
+    CKPT_TRY(request.steps.enter("restore.registers"));
+    for (const PlannedTask& task : plan.tasks)
+        CKPT_TRY(finish_task(tracer, plan, task, instruction, arena));
+    return {};
+}
+
+Error too_late(Error last) {
+    return Error{ErrorKind::kTimeout, "restore", "the deadline of the restore passed",
+                 "allow more time, or look for a file system that does not answer", 0,
+                 {std::move(last)}};
+}
+
 }  // namespace
 
 class BuiltForest::Held {
@@ -225,11 +242,13 @@ Result<BuiltForest> execute_plan(const RestoreRequest& request,
         arena = region.arena();
         CKPT_TRY(start_agent(request, plan, held->tracer, region));
     }
-    CKPT_TRY(held->tracer.run(request.steps));
-    CKPT_TRY(held->tracer.check_complete());
-    CKPT_TRY(request.steps.enter("restore.registers"));
-    for (const PlannedTask& task : plan.tasks)
-        CKPT_TRY(finish_task(held->tracer, plan, task, instruction, arena));
+    {
+        Watchdog watchdog(request.deadline, [&] { held->tracer.kill_now(); });
+        auto built = bring_to_last_barrier(request, plan, held->tracer, instruction, arena);
+        if (!built)
+            return tl::unexpected(watchdog.has_barked() ? too_late(std::move(built).error())
+                                                        : std::move(built).error());
+    }
     stats.tasks = plan.tasks.size();
     for (const PlannedTask& task : plan.tasks)
         stats.threads += task.threads.size();

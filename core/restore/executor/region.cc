@@ -5,9 +5,10 @@
 #include <cerrno>
 #include <cstring>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <utility>
 
-#include "core/restore/own_maps.h"
+#include "core/kernel/proc_maps.h"
 #include "restorer/blob_bytes.h"
 
 namespace checkpointd {
@@ -58,8 +59,8 @@ RegionLayout region_layout(const Plan& plan, uint32_t stacks, uint64_t parking_s
 
 Result<std::vector<Area>> own_vdso() {
     std::vector<Area> areas;
-    CKPT_ASSIGN(std::vector<OwnMapping> mappings, own_mappings());
-    for (const OwnMapping& mapping : mappings)
+    CKPT_ASSIGN(std::vector<ProcMapping> mappings, read_maps(getpid()));
+    for (const ProcMapping& mapping : mappings)
         if (mapping.name == "[vvar]" || mapping.name == "[vvar_vclock]" || mapping.name == "[vdso]")
             areas.push_back({mapping.start, mapping.end - mapping.start});
     if (areas.size() > restorer::kMaxVdsoAreas)

@@ -56,7 +56,7 @@ Tracer::~Tracer() {
 
 Result<void> Tracer::seize_agent(pid_t agent) {
     agent_ = agent;
-    tracees_[agent] = {};
+    add(agent);
     // Without CAP_SYS_ADMIN, or under a filter ourselves, filters of targets cannot be suspended
     // (ptrace(2)); then a restore works as far as the filters allow.
     if (ptrace(PTRACE_SEIZE, agent, 0, kFollow | PTRACE_O_SUSPEND_SECCOMP) == 0)
@@ -104,10 +104,32 @@ Result<void> Tracer::release_lowest(Steps& steps) {
 
 Result<void> Tracer::wait_for_event() {
     CKPT_ASSIGN(pid_t id, next_waitable());
+    CKPT_ASSIGN(int status, reap_or_stop(id));
+    return handle(id, status);
+}
+
+void Tracer::add(pid_t id) {
+    std::lock_guard guard(lock_);
+    tracees_.try_emplace(id);
+}
+
+// What waitpid tells of one that has something to tell.
+Result<int> Tracer::reap_or_stop(pid_t id) {
+    std::lock_guard guard(lock_);
     int status = 0;
     if (waitpid(id, &status, __WALL) < 0)
         return fail_errno(name_of(id), "waitpid");
-    return handle(id, status);
+    if (WIFEXITED(status) || WIFSIGNALED(status))
+        tracees_.erase(id);
+    else
+        tracees_.try_emplace(id);
+    return status;
+}
+
+void Tracer::kill_now() {
+    std::lock_guard guard(lock_);
+    for (const auto& [id, tracee] : tracees_)
+        kill(id, SIGKILL);
 }
 
 // Who has something to tell. Other children of this thread are left alone: their ends are not ours to
@@ -147,12 +169,10 @@ bool Tracer::is_ours(pid_t id) const {
 Result<void> Tracer::handle(pid_t id, int status) {
     if (WIFEXITED(status) || WIFSIGNALED(status))
         return handle_end(id, status);
-    tracees_.try_emplace(id);
     return handle_stop(id, status);
 }
 
 Result<void> Tracer::handle_end(pid_t id, int status) {
-    tracees_.erase(id);
     auto zombie = zombies_.find(id);
     if (zombie != zombies_.end()) {
         constexpr int kCoreDumped = 0x80;  // whether a core file was written then does not come back
@@ -181,7 +201,7 @@ Result<void> Tracer::handle_stop(pid_t id, int status) {
         // The child may have ended already (a zombie): then it must not come back to the list.
         bool told = ptrace(PTRACE_GETEVENTMSG, id, 0, &child) == 0;
         if (told && child != 0 && !ended_zombies_.contains(static_cast<pid_t>(child)))
-            tracees_.try_emplace(static_cast<pid_t>(child));
+            add(static_cast<pid_t>(child));
         return resume(id);
     }
     default:
@@ -291,9 +311,10 @@ Result<int64_t> Tracer::remote_call(pid_t tid, uint64_t instruction, long nr,
 Result<void> Tracer::until_syscall_stop(pid_t tid) {
     if (ptrace(PTRACE_SYSCALL, tid, 0, 0) < 0)
         return fail_errno(name_of(tid), "PTRACE_SYSCALL");
-    int status = 0;
-    if (waitpid(tid, &status, __WALL) < 0)
-        return fail_errno(name_of(tid), "waitpid");
+    siginfo_t info{};
+    if (waitid(P_PID, static_cast<id_t>(tid), &info, WEXITED | WSTOPPED | WNOWAIT | __WALL) < 0)
+        return fail_errno(name_of(tid), "waitid");
+    CKPT_ASSIGN(int status, reap_or_stop(tid));
     if (WIFEXITED(status) || WIFSIGNALED(status))
         return handle_end(tid, status);
     if (WSTOPSIG(status) != (SIGTRAP | 0x80))

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <sys/types.h>
@@ -32,6 +33,8 @@ class Tracer {
     // One system call in a stopped thread at `instruction`, which may vanish by it.
     Result<int64_t> remote_call(pid_t tid, uint64_t instruction, long nr,
                                 const std::array<uint64_t, 6>& args);
+    // Kills what is there, so that whoever waits for it sees ends instead. From any thread.
+    void kill_now();
     // Detaches everything; nothing is left to kill.
     Result<void> let_go();
 
@@ -51,6 +54,8 @@ class Tracer {
     Result<void> release_lowest(Steps& steps);
     Result<int64_t> finish_remote_call(pid_t tid);
     Result<void> until_syscall_stop(pid_t tid);
+    Result<int> reap_or_stop(pid_t id);
+    void add(pid_t id);
     bool all_stopped() const;
     bool is_ours(pid_t id) const;
     std::string name_of(pid_t id) const;
@@ -63,6 +68,7 @@ class Tracer {
     std::set<pid_t> helpers_;
     std::set<pid_t> ended_zombies_;
     std::map<pid_t, Tracee> tracees_;
+    std::mutex lock_;  // while who is in tracees_ changes: then every number in it is ours
     pid_t agent_ = -1;
     bool released_ = false;
 };
