@@ -65,10 +65,10 @@ class RestorePlanner {
         std::vector<Error> blockers;
         check_sharing(blockers);
         memory.check(blockers);
+        check_registers(blockers);
+        if (auto shared = plan_shared(memory); !shared)
+            add_blockers(std::move(shared).error(), blockers);
         CKPT_TRY(all_blockers("restore", "the image cannot be restored here", std::move(blockers)));
-        CKPT_TRY(plan_window(memory));
-        enter_namespaces();
-        CKPT_TRY(plan_files(memory));
         for (const TaskRecord& task : forest_.tasks)
             CKPT_TRY(plan_task(task, memory));
         plan_makers();
@@ -215,6 +215,39 @@ class RestorePlanner {
                     if (birth.pid == task.pid())
                         return same_table(forest_.find(maker.pid), &task);
         return false;
+    }
+
+    // Whether this CPU has what the threads use.
+    void check_registers(std::vector<Error>& blockers) const {
+        auto check = [&](const images::core_entry& core, const std::string& object) {
+            auto registers = registers_from_image(core.thread_info().gpregs(), object);
+            if (!registers)
+                return blockers.push_back(std::move(registers).error());
+            auto xstate = xstate_from_image(core.thread_info().fpregs(), object);
+            if (!xstate)
+                blockers.push_back(std::move(xstate).error());
+        };
+        for (const TaskRecord& task : forest_.tasks) {
+            if (task.zombie())
+                continue;
+            check(task.core, task.object());
+            for (const auto& [tid, core] : task.threads)
+                check(core, fmt::format("{} tid {}", task.object(), tid));
+        }
+    }
+
+    // What is shared by the tasks, made in the agent.
+    Result<void> plan_shared(MemoryPlanner& memory) {
+        CKPT_TRY(plan_window(memory));
+        enter_namespaces();
+        return plan_files(memory);
+    }
+
+    static void add_blockers(Error error, std::vector<Error>& blockers) {
+        if (error.causes.empty())
+            return blockers.push_back(std::move(error));
+        for (Error& cause : error.causes)
+            blockers.push_back(std::move(cause));
     }
 
     Slot keep(const std::string& label, int fd) {
