@@ -2,6 +2,7 @@
 #include "service/store_catalog.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include "images/image_store.h"
 
@@ -18,6 +19,9 @@ ImageSummary summarise(const images::StoredImage& image, const std::string& root
     summary.bytes = image.info.bytes;
     summary.frozen_usec = image.info.frozen_usec;
     summary.total_usec = image.info.duration_usec;
+    if (auto pages = image.info.extra.find("pages"); pages != image.info.extra.end())
+        std::from_chars(pages->second.data(), pages->second.data() + pages->second.size(),
+                        summary.pages);
     summary.processes = static_cast<uint32_t>(image.info.pids.size());
     return summary;
 }
