@@ -110,7 +110,7 @@ RestoreRequest RestoreJob::engine_request() {
     request.cgroup_fd = staged_->cgroup_fd();
     for (const auto& [key, fd] : staged_->externals()) request.externals[key] = fd.get();
     request.parent = RestoreRequest::Parent::kSibling;
-    request.deadline = steps_.deadline_of(Phase::kTotal);
+    request.deadline = steps_.deadline_of(Phase::kRebuild);
     return request;
 }
 

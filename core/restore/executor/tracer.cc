@@ -236,6 +236,11 @@ Error Tracer::operation_error(pid_t id, const user_regs_struct& regs) const {
                                            print_op(plan_.programs, op), regs.rsi,
                                            programs[regs.rdi].name()),
                                code);
+    if ((op.flags & restorer::kExpectExact) && code == ERANGE) {
+        error.kind = ErrorKind::kConflict;
+        error.errno_code = 0;
+        error.message = "is not what it was at the checkpoint: " + error.message;
+    }
     bool makes_task = op.code == restorer::OpCode::kForkTask || op.code == restorer::OpCode::kThread;
     if (makes_task && code == EEXIST) {
         error.kind = ErrorKind::kConflict;
