@@ -670,6 +670,40 @@ TEST_F(RestoreTest, ExecutedPlanIsThePrintedOne) {
     EXPECT_NE(printed.find(executed), std::string::npos) << printed << "but executed\n" << executed;
 }
 
+TEST_F(RestoreTest, AllBlockersAreToldAtOnce) {
+    auto images = images::ImageDir::open(AT_FDCWD, path_);
+    ASSERT_TRUE(images);
+    auto rewrite = [&](images::ImageType type, pid_t pid, auto change) {
+        auto id = static_cast<uint64_t>(pid);
+        auto record = change(*images);
+        std::filesystem::remove(path_ + "/" + images::image_name(type, id));
+        auto writer = images->create(type, id);
+        ASSERT_TRUE(writer && writer->record(record) && writer->finish());
+    };
+    rewrite(images::ImageType::kCore, child(), [&](images::ImageDir& dir) {
+        auto core = *dir.read_one<images::core_entry>(images::ImageType::kCore,
+                                                      static_cast<uint64_t>(child()));
+        constexpr uint64_t kCompatibleCs = 0x23;
+        core.mutable_thread_info()->mutable_gpregs()->set_cs(kCompatibleCs);
+        return core;
+    });
+    rewrite(images::ImageType::kMm, parent(), [&](images::ImageDir& dir) {
+        auto mm = *dir.read_one<images::mm_entry>(images::ImageType::kMm,
+                                                  static_cast<uint64_t>(parent()));
+        mm.mutable_vmas(2)->set_status(images::kVmaRegular | images::kVmaAioRing);
+        return mm;
+    });
+    RestoreStats stats;
+    auto built = build_forest(request(silent_), stats);
+    ASSERT_FALSE(built);
+    std::string text = built.error().text();
+    EXPECT_EQ(built.error().kind, ErrorKind::kUnsupported);
+    EXPECT_NE(text.find("32-bit"), std::string::npos) << text;
+    EXPECT_NE(text.find("asynchronous I/O"), std::string::npos) << text;
+    for (pid_t pid : {parent(), child()})
+        EXPECT_NE(text.find(fmt::format("pid {}", pid)), std::string::npos) << text;
+}
+
 TEST_F(RestoreTest, KilledWorkerLeavesNothing) {
     std::mt19937 random(7);
     int interrupted = 0;
