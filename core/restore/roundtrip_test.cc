@@ -18,6 +18,8 @@
 #include <grp.h>
 #include <gtest/gtest.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <linux/securebits.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -716,6 +718,87 @@ TEST_F(RoundTrip, OfSleepers) {
         trip.expect(woken.tv_sec >= deadline.tv_sec && woken.tv_sec <= deadline.tv_sec + 1,
                     "woken at the deadline");
     });
+}
+
+void refuse(long nr, unsigned error) {
+    sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(nr), 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    sock_fprog program{4, code};
+    syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+}
+
+int error_of(long nr) {
+    errno = 0;
+    syscall(nr);
+    return errno;
+}
+
+TEST_F(RoundTrip, OfFiltersThatThreadsShareOrNot) {
+    round_trip([](Trip& trip) {
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        refuse(SYS_getppid, 61);
+        int seen[4] = {};
+        std::thread other([&] {
+            refuse(SYS_getuid, 62);
+            refuse(SYS_munmap, 63);  // needed to leave the restore's own memory
+            trip.stand_still();
+            seen[0] = error_of(SYS_getppid), seen[1] = error_of(SYS_getuid);
+            syscall(SYS_exit, 0);  // pthread would unmap
+        });
+        trip.stand_still();
+        usleep(100'000);
+        seen[2] = error_of(SYS_getppid), seen[3] = error_of(SYS_getuid);
+        other.detach();
+        trip.same(seen[0], 61, "inherited filter");
+        trip.same(seen[1], 62, "own filter");
+        trip.same(seen[2], 61, "filter of the main thread");
+        trip.same(seen[3], 0, "filter of the other thread only");
+    }, 2);
+}
+
+TEST_F(RoundTrip, OfZombiesAndDeadLeaders) {
+    round_trip([](Trip& trip) {
+        pid_t exited = fork();
+        if (exited == 0)
+            _exit(33);
+        pid_t killed = fork();
+        if (killed == 0)
+            raise(SIGKILL);
+        prctl(PR_SET_CHILD_SUBREAPER, 1);
+        pid_t leader = fork();
+        if (leader == 0) {
+            setsid();
+            if (fork() == 0) {  // a daemon: its session's leader is dead, and we adopted it
+                setpgid(0, 0);
+                if (fork() == 0)
+                    setpgid(0, 0);
+                pid_t parent = getppid(), group = getpgrp(), session = getsid(0);
+                usleep(20'000);
+                parent = getppid();
+                trip.stand_still();
+                trip.same(getsid(0), session, "daemon's session");
+                trip.same(getpgrp(), group, "daemon's group");
+                trip.same(getppid(), parent, "daemon's parent");
+                return;
+            }
+            _exit(0);
+        }
+        waitpid(leader, nullptr, 0);
+        siginfo_t info{};
+        waitid(P_PID, static_cast<id_t>(exited), &info, WEXITED | WNOWAIT);
+        waitid(P_PID, static_cast<id_t>(killed), &info, WEXITED | WNOWAIT);
+        trip.stand_still();
+        int status = 0;
+        trip.same(waitpid(exited, &status, 0), exited, "zombie");
+        trip.same(status, 33 << 8, "its status");
+        trip.same(waitpid(killed, &status, 0), killed, "killed zombie");
+        trip.same(status, SIGKILL, "its signal");
+        trip.same(kill(leader, 0), -1, "the stand-in of the dead leader is gone");
+    }, 3, 3);
 }
 
 // A cgroup of our own, or nothing where there is no cgroup2.
