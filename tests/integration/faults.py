@@ -331,4 +331,263 @@ def every_step_of_a_restore(t):
     at.share(steps.names, work)
 
 
+@case
+def hang_in_a_step(t):
+    """The worker hangs until the policy's time is over; the alarm ends it, the daemon undoes."""
+    at = stage(t)
+    down, up = at.steps("restore"), at.steps("checkpoint")
+    some_up = ("checkpoint.seize", "checkpoint.ask", "checkpoint.memory", "units.stop.stop-unit",
+               "checkpoint.mark-ready")
+    some_down = ("units.stage.wait-helper", "restore.memory", "units.hand-over.ready", "restore.commit",
+                 "units.hand-over.remove-drop-in")
+    for steps, some in ((up, some_up), (down, some_down)):
+        check(set(some) <= set(steps.names), f"{steps.verb}: the sample names steps that exist", steps.names)
+
+    def work(subject, item):
+        steps, step = item
+        if steps.verb == "restore":
+            subject.checkpoint()
+            subject.fault_in_restore(step, "hang", steps.is_late(step), "--timeout", "3s")
+            if not steps.is_late(step):
+                subject.restore(f"after hang at {step}")
+        else:
+            subject.fault_in_checkpoint(step, "hang", steps.is_late(step), "--timeout", "3s")
+
+    items = [(steps, step) for steps, some in ((up, some_up), (down, some_down))
+             for step in (steps.names if SOAK else some)]
+    at.share(items, work, 5)
+
+
+@case
+def store_on_a_full_disk(t):
+    """Real ENOSPC: the store is a tmpfs that is too small, by bytes or by inodes."""
+    at = stage(t)
+    subject = at.subject("1")
+    subject.checkpoint()
+    subject.restore()
+    kept, subject.images = subject.images, {}
+    sizes = ["size=4k", "size=64k", "size=1m", "size=4m", "nr_inodes=2", "nr_inodes=4", "nr_inodes=12"]
+    seen = set()
+    for size in sizes:
+        at.host.sh(f"mount -t tmpfs -o mode=700,{size} tmpfs {STORE}")
+        try:
+            reply = subject.crctl("checkpoint")
+            check(reply["crctl"]["code"] != 0, f"{size}: a checkpoint cannot succeed", reply["job"])
+            check_in("No space left", reply["job"]["ErrorMessage"], f"{size}: what it says")
+            seen.add(reply["job"]["Phase"])
+            subject.check_untouched(reply, f"after a full disk, {size}, at {reply['job']['Phase']}")
+        finally:
+            at.host.run("umount", STORE)
+    check(len(seen) > 1, "disks get full in different steps", seen)
+    subject.images = kept
+    subject.checkpoint()
+    subject.restore("after all full disks")
+
+
+def worker_of(host, job):
+    return host.main_pid(f"checkpointd-job-{job}.service")
+
+
+def halt_at(subject, verb, step):
+    """Starts a job and waits until its worker stands still at `step`: (job, PID of the worker)."""
+    before = set(subject.look()["look"]["jobs"])
+    subject.host.run("crctl", verb, subject.unit, "--no-wait", "--x-fault", f"step={step},action=stop")
+    job = (set(subject.look()["look"]["jobs"]) - before).pop()
+    return job, wait_halted(subject.host, job, step)
+
+
+def wait_halted(host, job, step):
+    def halted():
+        pid = worker_of(host, job)
+        return pid if pid and "State:\tT" in host.sh(f"cat /proc/{pid}/status 2>/dev/null || true").out else 0
+
+    return wait_for(halted, f"the worker halts at {step}", 20, 0.1)
+
+
+def wait_ended(subject, job):
+    wait_for(lambda: subject.look()["look"]["jobs"].get(job) in (None, {"ended": True, "undo": False}),
+             f"job {job} ends", 30, 0.2)
+
+
+def samples(steps, *some):
+    check(set(some) <= set(steps.names), f"{steps.verb}: the sample names steps that exist", steps.names)
+    return steps.names if SOAK else some
+
+
+def daemon_kill_items(at):
+    up, down = at.steps("checkpoint"), at.steps("restore")
+    return [(up, step) for step in samples(up, "checkpoint.seize", "checkpoint.mark-ready")] + \
+           [(down, step) for step in samples(down, "restore.threads", "restore.commit")]
+
+
+@case
+def daemon_killed(t):
+    """The job does not need it: it ends as it would have, and the next daemon knows of it."""
+    at = stage(t)
+    subject = at.subject("1")
+    for steps, step in daemon_kill_items(at):
+        when = f"daemon killed at {step}"
+        if steps.verb == "restore":
+            subject.checkpoint()
+        job, worker = halt_at(subject, steps.verb, step)
+        daemon = at.host.main_pid("checkpointd.service")
+        at.host.sh(f"kill -KILL {daemon}; kill -CONT {worker}")
+        wait_ended(subject, job)
+        listed = [entry for entry in at.host.run("crctl", "jobs", "--json").json() if str(entry["Id"]) == job]
+        check_equal([entry["State"] for entry in listed], ["done"], f"{when}: its state for the next daemon")
+        check(at.host.main_pid("checkpointd.service") not in (0, daemon), f"{when}: there is a next daemon")
+        if steps.verb == "checkpoint":
+            reply = subject.look(counter_now=subject.folder)
+            subject.last = reply["counter"]
+            subject.images = {max(reply["look"]["images"]): "ready"}
+            subject.check_down(reply["look"], when)
+            subject.restore(when)
+        else:
+            subject.images = {image: "consumed" for image in subject.images}
+            subject.check_restored(subject.look(counter=subject.folder), when)
+
+
+@case
+def daemon_and_worker_killed(t):
+    """The next daemon undoes what both left."""
+    at = stage(t)
+    subject = at.subject("2")
+    for steps, step in daemon_kill_items(at):
+        when = f"daemon and worker killed at {step}"
+        if steps.verb == "restore":
+            subject.checkpoint()
+        job, worker = halt_at(subject, steps.verb, step)
+        at.host.sh(f"kill -KILL {at.host.main_pid('checkpointd.service')} {worker}")
+        wait_ended(subject, job)
+        late = steps.is_late(step)
+        if (steps.verb == "checkpoint") != late:  # it must run
+            if steps.verb == "restore":
+                subject.images = {image: "consumed" for image in subject.images}
+                subject.check_restored(subject.look(counter=subject.folder), when)
+            else:
+                subject.check_untouched(subject.look(counter=subject.folder), when)
+            continue
+        reply = subject.look(counter_now=subject.folder)
+        if steps.verb == "checkpoint":
+            subject.last = reply["counter"]
+            new = max(reply["look"]["images"])
+            subject.images = {image: "consumed" for image in reply["look"]["images"]} | {new: "ready"}
+        subject.check_down(reply["look"], when)
+        subject.restore(when)
+
+
+@case
+def cancelled(t):
+    """By Ctrl-C in crctl, and by Job.Cancel from elsewhere."""
+    at = stage(t)
+    subject = at.subject("3")
+    up, down = at.steps("checkpoint"), at.steps("restore")
+    for step in samples(up, "checkpoint.freeze", "checkpoint.memory"):
+        if not up.is_late(step) and step != NO_WAY_BACK["checkpoint"]:
+            job, worker = halt_at(subject, "checkpoint", step)
+            at.host.run("crctl", "jobs", "cancel", job)
+            at.host.run("kill", "-CONT", str(worker))
+            wait_ended(subject, job)
+            subject.check_untouched(subject.look(counter=subject.folder), f"cancelled at {step}")
+    subject.checkpoint()
+    for step in samples(down, "units.stage.wait-helper", "restore.memory"):
+        if not down.is_late(step) and step != NO_WAY_BACK["restore"]:
+            code, err = interrupt(subject, step)
+            check_equal(code, 8, f"Ctrl-C at {step}: crctl's exit code ({err})")
+            check_in("cancelled", err, f"Ctrl-C at {step}: what crctl says")
+            subject.check_down(subject.look()["look"], f"Ctrl-C at {step}")
+    subject.restore("after it was cancelled")
+
+
+def interrupt(subject, step):
+    """crctl restore in the foreground, Ctrl-C when its job stands at `step`."""
+    before = set(subject.look()["look"]["jobs"])
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(subject.host.run, "crctl", "restore", subject.unit, "--x-fault",
+                              f"step={step},action=stop", check=False, timeout=60)
+        job = wait_for(lambda: list(set(subject.look()["look"]["jobs"]) - before), "the job is there")[0]
+        worker = wait_halted(subject.host, job, step)
+        subject.host.run("pkill", "-INT", "-x", "crctl")
+        shown = lambda: subject.host.run("crctl", "jobs", "--json").json()
+        wait_for(lambda: [entry for entry in shown() if str(entry["Id"]) == job and
+                          entry["State"] == "cancelling"], "the job is being cancelled")
+        subject.host.run("kill", "-CONT", str(worker))
+        outcome = running.result()
+    return outcome.code, outcome.err
+
+
+@case
+def unknown_unit(t):
+    at = stage(t)
+    for verb in ("checkpoint", "restore"):
+        refused = at.host.run("crctl", verb, "nothing-such.service", check=False)
+        check_equal(refused.code, 3, f"{verb} of an unknown unit: {refused.err}")
+        check_in("nothing-such.service", refused.err, "what it says")
+    left = at.host.sh(f"ls -d {STORE}/nothing-such.service /run/systemd/system/nothing-such.service.d "
+                      "2>/dev/null || true").out
+    check_equal(left, "", "what is left of it")
+
+
+@case
+def damaged_image(t):
+    """One byte of any file flipped: refused by its digest before PID 1 is asked for anything."""
+    at = stage(t)
+    subject = at.subject("1")
+    image = f"{STORE}/{subject.checkpoint()['Image']}"
+    before = subject.look()["look"]["unit"]["InvocationID"]
+    files = [name for name in at.host.run("ls", image).out.split() if name != "checkpointd-state"]
+    some = files if SOAK else [name for name in files if re.match("checkpointd-[ium]|pages-1|pstree|files", name)]
+    check(len(some) >= 6, "files to damage", files)
+    flip = "import sys; f = open(sys.argv[1], 'r+b'); f.seek(0, 2); n = f.tell() // 2; f.seek(n); " \
+           "b = f.read(1)[0]; f.seek(n); f.write(bytes([b ^ 1]))"
+    for name in some:
+        at.host.run("python3", "-c", flip, f"{image}/{name}")
+        refused = at.host.run("crctl", "restore", subject.unit, check=False)
+        at.host.run("python3", "-c", flip, f"{image}/{name}")
+        check(refused.code != 0, f"{name} damaged: a restore is refused", refused)
+        look = subject.look()["look"]
+        subject.check_down(look, f"{name} damaged")
+        check_equal(look["unit"]["InvocationID"], before, f"{name} damaged: starts of the unit")
+    subject.restore("with its bytes as they were")
+
+
+@case
+def taken_pid(t):
+    """A PID of the image has a new owner: it is named, and nothing is started."""
+    at = stage(t)
+    subject = at.subject("1")
+    subject.checkpoint()
+    pid = subject.last["state"]["pid"]
+    take = f"while :; do echo {pid - 1} >/proc/sys/kernel/ns_last_pid; sleep 300 & " \
+           f"[ $! = {pid} ] && break; kill $!; done; setsid sleep 0; disown; echo $!"
+    at.host.run("systemd-run", "-u", "taker", "-p", "Type=forking", "bash", "-c", take)
+    try:
+        check_equal(at.host.read(f"/proc/{pid}/comm"), "sleep\n", f"who has PID {pid} now")
+        refused = at.host.run("crctl", "restore", subject.unit, check=False)
+        check_equal(refused.code, 4, f"a restore with PID {pid} taken: {refused.err}")
+        check_in(str(pid), refused.err, "the PID in what it says")
+        check_in("sleep", refused.err, "the holder's name in what it says")
+        subject.check_down(subject.look()["look"], "PID taken")
+    finally:
+        at.host.run("systemctl", "stop", "taker.service", check=False)
+    subject.restore("with its PID free again")
+
+
+# Steps that only other services come to.
+ELSEWHERE = {"checkpoint.unit-files", "restore.unit-files", "restore.groups.join", "restore.files"}
+
+
+@case
+def every_step_in_the_source_is_gone_through(t):
+    at = stage(t)
+    seen = set(at.steps("checkpoint").names) | set(at.steps("restore").names)
+    said = set()
+    for room in ("core", "units", "service"):
+        for path in (TOP / room).rglob("*.cc"):
+            if not path.stem.endswith("_test"):
+                said |= set(re.findall(r'\benter\("([a-z.-]+)"\)', path.read_text("utf-8")))
+    check(len(said) > 30, "steps in the source", sorted(said))
+    check_equal(sorted(said - seen - ELSEWHERE), [], "steps that no fault was injected into")
+
+
 harness.main()
