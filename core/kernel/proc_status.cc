@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/kernel/proc_status.h"
 
+#include <algorithm>
 #include <fcntl.h>
 #include <functional>
 #include <map>

@@ -4,6 +4,7 @@
 #include "restorer/interpreter.h"
 
 #include <csignal>
+#include <cstring>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
