@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <random>
@@ -25,6 +26,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <thread>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -571,6 +573,29 @@ TEST_F(RestoreTest, TakenPidIsNamed) {
     ASSERT_FALSE(second);
     EXPECT_EQ(second.error().kind, ErrorKind::kConflict);
     EXPECT_NE(second.error().text().find("payload"), std::string::npos) << second.error().text();
+}
+
+// The worker of a checkpoint may be quicker than init, which reaps what was killed.
+TEST_F(RestoreTest, TheDeadAreWaitedFor) {
+    pid_t numbers[1] = {child()};
+    clone_args args{};
+    args.exit_signal = SIGCHLD;
+    args.set_tid = reinterpret_cast<uint64_t>(numbers);
+    args.set_tid_size = 1;
+    pid_t dead = static_cast<pid_t>(syscall(SYS_clone3, &args, sizeof(args)));
+    if (dead == 0)
+        _exit(0);
+    ASSERT_EQ(dead, child());
+    siginfo_t info{};
+    ASSERT_EQ(waitid(P_PID, static_cast<id_t>(dead), &info, WEXITED | WNOWAIT), 0);
+    std::thread init([dead] {
+        usleep(200'000);
+        waitpid(dead, nullptr, 0);
+    });
+    RestoreStats stats;
+    auto built = build_forest(request(silent_), stats);
+    init.join();
+    EXPECT_TRUE(built) << built.error().text();
 }
 
 TEST_F(RestoreTest, FailureAtEveryStepLeavesNothing) {

@@ -6,7 +6,9 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <memory>
+#include <poll.h>
 #include <set>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -30,17 +32,25 @@ std::set<pid_t> wanted_numbers(const RestorePlan& plan) {
     return wanted;
 }
 
-// Group and session of a process, from the text after the last ')' of /proc/PID/stat.
+// State, group and session of a process, from the text after the last ')' of /proc/PID/stat.
 struct Membership {
+    char state = '?';
     int group = 0;
     int session = 0;
+    bool dead() const { return state == 'Z' || state == 'X'; }
+};
+
+struct Holders {
+    std::vector<Error> blockers;
+    bool alive = false;  // at least one of them
 };
 
 Membership membership(const std::string& stat) {
     Membership found;
     size_t end = stat.rfind(')');
     if (end != std::string::npos)
-        std::sscanf(stat.c_str() + end + 1, " %*c %*d %d %d", &found.group, &found.session);
+        std::sscanf(stat.c_str() + end + 1, " %c %*d %d %d", &found.state, &found.group,
+                    &found.session);
     return found;
 }
 
@@ -55,7 +65,7 @@ Error taken(pid_t id, const std::string& by) {
 }
 
 // A number stays in use while a group or session has it, though its process is gone.
-void find_members(const std::set<pid_t>& wanted, std::vector<Error>& blockers) {
+void find_members(const std::set<pid_t>& wanted, Holders& holders) {
     std::unique_ptr<DIR, CloseDir> proc(opendir("/proc"));
     if (!proc)
         return;
@@ -67,29 +77,43 @@ void find_members(const std::set<pid_t>& wanted, std::vector<Error>& blockers) {
         auto stat = read_file(AT_FDCWD, fmt::format("/proc/{}/stat", pid));
         if (!stat)
             continue;
-        auto [group, session] = membership(*stat);
-        for (pid_t number : {group, session})
+        Membership member = membership(*stat);
+        for (pid_t number : {member.group, member.session})
             if (number != pid && wanted.contains(number)) {
-                blockers.push_back(taken(number, fmt::format("the group or session of {} ({})", pid,
-                                                             comm_of(pid))));
+                holders.blockers.push_back(taken(
+                    number, fmt::format("the group or session of {} ({})", pid, comm_of(pid))));
+                holders.alive = holders.alive || !member.dead();
                 break;
             }
     }
 }
 
+Holders find_holders(const std::set<pid_t>& wanted) {
+    Holders holders;
+    for (pid_t id : wanted)
+        if (auto stat = read_file(AT_FDCWD, fmt::format("/proc/{}/stat", id))) {
+            bool dead = membership(*stat).dead();
+            holders.blockers.push_back(taken(id, comm_of(id) + (dead ? ", dead but not reaped" : "")));
+            holders.alive = holders.alive || !dead;
+        }
+    find_members(wanted, holders);
+    return holders;
+}
+
 }  // namespace
 
 Result<void> check_conflicts(const RestorePlan& plan) {
-    std::vector<Error> blockers;
+    constexpr int kPatience = 200, kPauseMs = 10;
     std::set<pid_t> wanted = wanted_numbers(plan);
-    for (pid_t id : wanted)
-        if (auto stat = read_file(AT_FDCWD, fmt::format("/proc/{}/stat", id)))
-            blockers.push_back(taken(id, comm_of(id)));
-    find_members(wanted, blockers);
-    if (blockers.empty())
+    Holders holders = find_holders(wanted);
+    for (int i = 0; i < kPatience && !holders.blockers.empty() && !holders.alive; i++) {
+        poll(nullptr, 0, kPauseMs);
+        holders = find_holders(wanted);
+    }
+    if (holders.blockers.empty())
         return {};
     Error error{ErrorKind::kConflict, "restore", "PIDs of the image are taken", {}, 0,
-                std::move(blockers)};
+                std::move(holders.blockers)};
     return tl::unexpected(std::move(error));
 }
 
