@@ -118,6 +118,9 @@ Result<std::optional<Slot>> plan(const images::file_entry& entry, FilePlanContex
     if (inode == nullptr)
         return fail(ErrorKind::kBadImage, label, "memfd.img does not tell its inode");
     CKPT_ASSIGN(Slot origin, plan_inode(*inode, context));
+    // Only mapped: CRIU writes shared anonymous memory this way, with the mapping's rights elsewhere.
+    if (context.installed(entry.id()).empty())
+        return origin;
     Program& agent = context.agent();
     const unsigned flags = record.flags() & ~static_cast<unsigned>(O_ASYNC);
     const bool writable = (flags & O_ACCMODE) == O_RDWR;
