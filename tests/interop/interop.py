@@ -121,7 +121,6 @@ def inside(ours, victim):
     if peer:
         cycle("ours to CRIU", victim, ours, peer)
         cycle("CRIU to ours", victim, peer, ours)
-        cycle("CRIU to CRIU", victim, peer, peer)  # what the others are measured by
     for what, there in (("CRIU 4 (CRIU_PEER, criu)", peer), ("crit (CRIT_PEER, crit)", crit)):
         if not there:
             print(f"skipped: no {what}")
