@@ -5,6 +5,7 @@
 #include <charconv>
 #include <filesystem>
 #include <sys/stat.h>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -180,6 +181,7 @@ Result<void> CheckpointJob::commit() {
     CKPT_ASSIGN(info_, describe());
     images::CommitOptions options;
     options.sync = request_.sync;
+    options.threads = std::clamp(std::thread::hardware_concurrency(), 1u, 4u);
     auto pending = std::move(*pending_);
     pending_.reset();
     CKPT_TRY(ImageStore::commit(std::move(pending), info_, options));
