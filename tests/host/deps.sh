@@ -9,6 +9,7 @@ build_packages='build-essential meson ninja-build pkg-config ccache
 test_packages='systemd systemd-sysv dbus redis-server redis-tools util-linux iproute2 procps
     python3-minimal libpython3-stdlib git ca-certificates'
 lint_packages='clang-format clang-tidy'
+fuzz_packages='clang'
 
 # Those of the arguments that are not installed.
 missing_packages() {
