@@ -390,7 +390,8 @@ TEST_F(Checkpoint, ThreadsAndChildren) {
         }
         if (fork() == 0)
             _exit(3);
-        usleep(20000);
+        siginfo_t dead;
+        waitid(P_ALL, 0, &dead, WEXITED | WNOWAIT);
     });
     dump(victim.pid());
     victim.expect_undisturbed();
@@ -454,12 +455,12 @@ TEST_F(Checkpoint, EveryStepMayFail) {
                                               "checkpoint.ask", "checkpoint.memory",
                                               "checkpoint.finish"}));
     kill(victim.pid(), SIGUSR1);
-    usleep(20000);
+    victim.expect_undisturbed();  // it went on counting, after its handler
     EXPECT_EQ(victim.shared().signals, 1u);
 }
 
 TEST_F(Checkpoint, BlockersComeAllAtOnceBeforeAnyFile) {
-    Victim victim([](Shared&) {
+    Victim victim([](Shared& shared) {
         void* huge = mmap(nullptr, 2u << 20, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0);
         (void)huge;
@@ -468,10 +469,12 @@ TEST_F(Checkpoint, BlockersComeAllAtOnceBeforeAnyFile) {
         if (fork() == 0) {
             prctl(PR_SET_PDEATHSIG, SIGKILL);
             unshare(CLONE_NEWUTS);
+            shared.thread = 1;
             for (;;)
                 pause();
         }
-        usleep(20000);
+        while (const_cast<volatile pid_t&>(shared.thread) == 0)
+            usleep(1000);
     });
     auto held = checkpoint(request_for(victim.pid(), tmp), silent, stats);
     ASSERT_FALSE(held);

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <ctime>
 #include <random>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -71,7 +72,7 @@ int wait_for(pid_t pid) {
 class Injection : public ::testing::TestWithParam<Kind> {
   protected:
     Injection() : target_(GetParam().body, GetParam().threads) {
-        usleep(20000);
+        target_.settle();
         maps_ = target_.maps();
         mask_ = target_.status("SigBlk");
     }
@@ -212,7 +213,7 @@ class Signals : public ::testing::TestWithParam<const char*> {};
 // Signals that come while everything stands still arrive afterwards, all of them, in order, and end the wait.
 TEST_P(Signals, ArriveAfterwards) {
     Target target(kind(GetParam()).body);
-    usleep(20000);
+    target.settle();
     for (bool inject : {false, true}) {
         Result<SeizedForest> forest = SeizedForest::seize_tree(target.pid());
         ASSERT_TRUE(forest) << forest.error().text();
@@ -233,14 +234,14 @@ TEST_P(Signals, ArriveAfterwards) {
                    target.shared().rounds[0] > before;
         })) << target.shared().signals << " of " << target.shared().rounds[6];
         EXPECT_EQ(target.complaint(), "");
-        usleep(20000);
+        target.settle();
     }
 }
 
 // The same when the injector dies in the middle.
 TEST_P(Signals, ArriveAfterItsDeath) {
     Target target(kind(GetParam()).body);
-    usleep(20000);
+    target.settle();
     for (int fatal = 1; fatal < 14; ++fatal) {
         wait_for(start_injector([&] {
             int step = 0;
@@ -265,7 +266,7 @@ TEST_P(Signals, ArriveAfterItsDeath) {
 TEST_P(Signals, EndTheWaitEvenAfterItsDeath) {
     Target target(kind(GetParam()).body);
     for (int fatal = 1; fatal < 14; ++fatal) {
-        usleep(20000);
+        target.settle();
         uint64_t before = target.shared().rounds[0].load();
         int status = wait_for(start_injector([&] {
             int step = 0;
@@ -320,7 +321,7 @@ TEST(RemoteSyscalls, DeathOfTheTargetIsAnOutcome) {
 TEST(RemoteSyscalls, ForbiddenCallsDoNotKill) {
     for (const char* name : {"strict_seccomp", "stricter_seccomp"}) {
         Target target(kind(name).body);
-        usleep(20000);
+        target.settle();
         Result<SeizedForest> forest = SeizedForest::seize_tree(target.pid());
         ASSERT_TRUE(forest);
         EXPECT_EQ(forest->processes().front().main_thread().seccomp_filters()->size(), 1u);
@@ -343,11 +344,14 @@ TEST(RemoteSyscalls, Speed) {
     ASSERT_TRUE(remote);
     constexpr int kCalls = 2000;
     auto begin = std::chrono::steady_clock::now();
+    std::clock_t busy = std::clock();
     for (int i = 0; i < kCalls; ++i)
         ASSERT_TRUE(remote->call(SYS_getpid));
+    busy = std::clock() - busy;
     std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - begin;
     RecordProperty("us_per_call", std::to_string(took.count() / kCalls));
-    EXPECT_LT(took.count() / kCalls, 2000.0);
+    // Time on the processor: how long others kept us waiting for it is not ours to judge.
+    EXPECT_LT(1e6 * static_cast<double>(busy) / CLOCKS_PER_SEC / kCalls, 500.0);
     printf("%.1f us per remote call\n", took.count() / kCalls);
 }
 

@@ -337,6 +337,11 @@ std::string Target::maps() const {
     return text.str();
 }
 
+void Target::settle() const {
+    usleep(20000);
+    eventually([&] { return shared_->spins || status("State").starts_with("S"); });
+}
+
 std::string Target::status(const std::string& field) const {
     std::ifstream file("/proc/" + std::to_string(pid_) + "/status");
     for (std::string line; std::getline(file, line);)

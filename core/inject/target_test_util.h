@@ -45,6 +45,8 @@ class Target {
     // A field of /proc/PID/status ("TracerPid", "SigBlk", "State").
     std::string status(const std::string& field) const;
     // Waits until `condition`, at most 5 s.
+    // Waits until it sleeps where it is meant to, or spins.
+    void settle() const;
     static bool eventually(const std::function<bool()>& condition);
 
   private:

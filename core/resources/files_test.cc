@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include <chrono>
+#include <ctime>
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -234,8 +234,7 @@ TEST(Files, FifosKeepTheirContent) {
     FileCollector collector({});
     ASSERT_TRUE(world.collect(collector));
     EXPECT_EQ(all_text(collector.blockers()), "");
-    kill(world.pids()[0], SIGKILL);
-    usleep(20000);
+    world.kill_first();
     EXPECT_EQ(restore(world, collector, {[&]() -> std::string {
         CHECK_THAT(content(11) == "waiting");
         CHECK_THAT(put(10, "more") && content(11) == "more");
@@ -437,8 +436,7 @@ TEST(Files, LocksAreTakenAgain) {
     ASSERT_TRUE(world.collect(collector));
     EXPECT_EQ(all_text(collector.blockers()), "");
     EXPECT_EQ(collector.images().locks.size(), 2u);
-    kill(world.pids()[0], SIGKILL);
-    usleep(20000);
+    world.kill_first();
     EXPECT_EQ(restore(world, collector, {[&]() -> std::string {
         int other = open((dir / "a").c_str(), O_RDWR);
         CHECK_THAT(flock(other, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK);
@@ -569,14 +567,14 @@ TEST(Files, ThousandsOfFilesAreQuick) {
             open((dir / std::to_string(i)).c_str(), O_RDWR | O_CREAT, 0600);
     });
     FileCollector collector({});
-    auto begin = std::chrono::steady_clock::now();
+    std::clock_t begin = std::clock();
     ASSERT_TRUE(world.collect(collector));
-    auto took = std::chrono::steady_clock::now() - begin;
+    double seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
     size_t tables = collector.images().tables.at(1).size();
-    RecordProperty("microseconds", static_cast<int>(took / std::chrono::microseconds(1)));
+    RecordProperty("microseconds", static_cast<int>(seconds * 1e6));
     EXPECT_GE(tables, 900u);  // as many as RLIMIT_NOFILE allowed
     EXPECT_EQ(all_text(collector.blockers()), "");
-    EXPECT_LT(took, std::chrono::seconds(2));
+    EXPECT_LT(seconds, 2.0);  // on the processor, whatever else the machine does
 }
 
 }  // namespace

@@ -185,6 +185,12 @@ void World::fork_here(const std::function<void()>& setup) {
     wait_for(shared_->ready, before + 1);
 }
 
+void World::kill_first() const {
+    kill(pids_.front(), SIGKILL);
+    siginfo_t info;
+    waitid(P_PID, static_cast<id_t>(pids_.front()), &info, WEXITED | WNOWAIT);
+}
+
 Result<void> World::collect(FileCollector& collector) const {
     std::vector<ScopedFd> pidfds;
     for (pid_t pid : pids_) {

@@ -39,6 +39,8 @@ class World {
     void fork_here(const std::function<void()>& setup);
 
     const std::vector<pid_t>& pids() const { return pids_; }
+    // Ends the first of them and waits until its files are closed.
+    void kill_first() const;
     // Collects all, in order.
     Result<void> collect(FileCollector& collector) const;
 
