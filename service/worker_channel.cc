@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "service/worker_channel.h"
 
+#include <cerrno>
 #include <cstring>
 #include <fcntl.h>
 #include <sys/socket.h>
@@ -92,9 +93,12 @@ void ProgressSender::send(const ProgressMessage& message) const {
 
 std::string worker_unit_name(uint32_t job) { return fmt::format("checkpointd-job-{}.service", job); }
 
+// A worker that died at its first step is gone before its words are read. Only root can have sent them
+// (the socket's mode, and receive_one()), and root needs no such way to mislead us.
 bool is_worker_of(pid_t pid, uint32_t job) {
     auto cgroup = read_file(AT_FDCWD, fmt::format("/proc/{}/cgroup", pid));
-    return cgroup && cgroup->find("/" + worker_unit_name(job)) != std::string::npos;
+    if (!cgroup) return cgroup.error().errno_code == ENOENT || cgroup.error().errno_code == ESRCH;
+    return cgroup->find("/" + worker_unit_name(job)) != std::string::npos;
 }
 
 }  // namespace checkpointd
