@@ -12,6 +12,8 @@ import sys
 WARN, LIMIT = 60, 80
 NOT_A_FUNCTION = re.compile(r"^\s*(namespace|class|struct|union|enum|extern|if|for|while|switch|else|do|"
                             r"case|try|catch|return|typedef|using)\b|=\s*\{$|^\s*[\}{]")
+# The line above a signature, which with its initializers may itself have several.
+BEFORE_A_FUNCTION = re.compile(r"^\s*$|[;{}]\s*$|^\s*(//|#|template\b|(public|private|protected):)")
 
 
 def functions(lines):
@@ -20,9 +22,8 @@ def functions(lines):
     while i < len(lines):
         line = lines[i].rstrip()
         if line.endswith("{") and not NOT_A_FUNCTION.match(line) and (")" in line or "const {" in line):
-            indent = len(line) - len(line.lstrip())
             start = i
-            while start > 0 and "(" not in lines[start]:
+            while start > 0 and not BEFORE_A_FUNCTION.search(lines[start - 1]):
                 start -= 1
             match = re.search(r"([\w:~<>]+)\s*\(", lines[start])
             close = " " * (len(lines[start]) - len(lines[start].lstrip())) + "}"
