@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 #include <memory>
 #include <poll.h>
+#include <thread>
 #include <unistd.h>
 
 #include "core/base/io.h"
@@ -92,9 +93,17 @@ Result<std::vector<pid_t>> sorted_ids(const std::string& path, const char* file)
     return ids;
 }
 
-Result<void> write_freeze(const std::string& path, const char* value) {
-    CKPT_ASSIGN(ScopedFd fd, open_at(AT_FDCWD, path + "/cgroup.freeze", O_WRONLY));
-    return write_all(fd.get(), value, 1, path + "/cgroup.freeze");
+Result<void> write_flag(const std::string& file, const char* value) {
+    CKPT_ASSIGN(ScopedFd fd, open_at(AT_FDCWD, file, O_WRONLY));
+    return write_all(fd.get(), value, 1, file);
+}
+
+// Success also where the cgroup has gone: before its file was opened, or since.
+template <typename T>
+Result<void> unless_gone(Result<T> result) {
+    if (result || result.error().errno_code == ENOENT || result.error().errno_code == ENODEV)
+        return {};
+    return tl::unexpected(std::move(result).error());
 }
 
 bool says_frozen(std::string_view events) { return events.find("frozen 1") != std::string_view::npos; }
@@ -164,7 +173,7 @@ Result<CgroupFreeze> CgroupFreeze::freeze(const std::string& path, Clock::time_p
     CKPT_ASSIGN(std::string before, read_file(AT_FDCWD, path + "/cgroup.freeze"));
     CgroupFreeze freeze(path, before.starts_with('1'));
     if (!freeze.was_frozen_)
-        CKPT_TRY(write_freeze(path, "1"));
+        CKPT_TRY(write_flag(path + "/cgroup.freeze", "1"));
     CKPT_TRY(wait_frozen(path, deadline));
     return freeze;
 }
@@ -190,11 +199,20 @@ Result<void> CgroupFreeze::thaw() {
 }
 
 Result<void> thaw_cgroup(const std::string& path) {
-    Result<void> written = write_freeze(path, "0");
-    int code = written ? 0 : written.error().errno_code;
-    if (code == ENOENT || code == ENODEV)
-        return {};
-    return written;
+    return unless_gone(write_flag(path + "/cgroup.freeze", "0"));
+}
+
+Result<void> kill_cgroup(const std::string& path, Clock::time_point deadline) {
+    CKPT_TRY(unless_gone(write_flag(path + "/cgroup.kill", "1")));
+    for (;;) {
+        auto left = cgroup_processes(path);
+        if (!left || left->empty())
+            return unless_gone(std::move(left));
+        if (Clock::now() >= deadline)
+            return fail(ErrorKind::kTimeout, path,
+                        fmt::format("pid {} does not die of SIGKILL", left->front()));
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
 }
 
 }  // namespace checkpointd

@@ -51,4 +51,8 @@ class CgroupFreeze {
 // Writes 0 to cgroup.freeze: the undo step of a CgroupFreeze whose owner died. A cgroup that is gone is fine.
 Result<void> thaw_cgroup(const std::string& path);
 
+// SIGKILL for all that is in it and below, frozen or not (cgroup.kill, Linux 5.14), and waits till it is empty.
+// A cgroup that is gone is fine. kTimeout when the deadline passes; the signals are sent by then.
+Result<void> kill_cgroup(const std::string& path, std::chrono::steady_clock::time_point deadline);
+
 }  // namespace checkpointd

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/kernel/cgroup.h"
 
 namespace checkpointd {
 namespace {
@@ -20,7 +21,8 @@ namespace {
 constexpr const char* kKillProcess = "core.kill-process";
 constexpr const char* kRemoveTree = "core.remove-tree";
 constexpr const char* kThawCgroup = "core.thaw-cgroup";
-constexpr int kDeathWaitMs = 5000;
+constexpr const char* kEmptyCgroup = "core.empty-cgroup";
+constexpr std::chrono::milliseconds kDeathWait{5000};
 
 Error bad_arguments(const char* kind) {
     return Error{ErrorKind::kInternal, kind, "wrong arguments in the journal", {}, 0, {}};
@@ -40,7 +42,7 @@ Result<void> kill_process(const UndoArgs& args) {
     if (syscall(SYS_pidfd_send_signal, handle.get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
         return fail_errno(fmt::format("pid {}", pid), "cannot kill");
     pollfd dead = {handle.get(), POLLIN, 0};
-    if (poll(&dead, 1, kDeathWaitMs) == 0)
+    if (poll(&dead, 1, static_cast<int>(kDeathWait.count())) == 0)
         return fail(ErrorKind::kTimeout, fmt::format("pid {}", pid), "does not die from SIGKILL");
     return {};
 }
@@ -80,19 +82,16 @@ Result<void> remove_tree(const UndoArgs& args) {
     return remove_entry(AT_FDCWD, args[0], args[0]);
 }
 
-Result<void> thaw_cgroup(const UndoArgs& args) {
+Result<void> thaw(const UndoArgs& args) {
     if (args.size() != 1)
         return tl::unexpected(bad_arguments(kThawCgroup));
-    std::string path = args[0] + "/cgroup.freeze";
-    ScopedFd file(open(path.c_str(), O_WRONLY | O_CLOEXEC));
-    if (!file && (errno == ENOENT || errno == ENODEV))
-        return {};
-    if (!file || write(file.get(), "0", 1) != 1) {
-        if (errno == ENODEV)  // the cgroup was removed while we held its file
-            return {};
-        return fail_errno(path, "cannot thaw");
-    }
-    return {};
+    return thaw_cgroup(args[0]);
+}
+
+Result<void> empty_cgroup(const UndoArgs& args) {
+    if (args.size() != 1)
+        return tl::unexpected(bad_arguments(kEmptyCgroup));
+    return kill_cgroup(args[0], std::chrono::steady_clock::now() + kDeathWait);
 }
 
 }  // namespace
@@ -116,7 +115,8 @@ Result<uint64_t> process_start_time(pid_t pid) {
 void add_core_undo_kinds(UndoTable& table) {
     table.add(kKillProcess, kill_process);
     table.add(kRemoveTree, remove_tree);
-    table.add(kThawCgroup, thaw_cgroup);
+    table.add(kThawCgroup, thaw);
+    table.add(kEmptyCgroup, empty_cgroup);
 }
 
 Result<uint64_t> undo_by_killing(Journal& journal, pid_t pid) {
@@ -130,6 +130,10 @@ Result<uint64_t> undo_by_removing(Journal& journal, const std::string& path) {
 
 Result<uint64_t> undo_by_thawing(Journal& journal, const std::string& cgroup_dir) {
     return journal.add(kThawCgroup, {cgroup_dir});
+}
+
+Result<uint64_t> undo_by_emptying(Journal& journal, const std::string& cgroup_dir) {
+    return journal.add(kEmptyCgroup, {cgroup_dir});
 }
 
 }  // namespace checkpointd

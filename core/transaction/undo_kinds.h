@@ -11,7 +11,7 @@
 
 namespace checkpointd {
 
-// Adds core.kill-process, core.remove-tree and core.thaw-cgroup.
+// Adds core.kill-process, core.remove-tree, core.thaw-cgroup and core.empty-cgroup.
 void add_core_undo_kinds(UndoTable& table);
 
 // Undo: SIGKILL of the process, if it still is the one that has this PID now (same start time).
@@ -22,6 +22,9 @@ Result<uint64_t> undo_by_removing(Journal& journal, const std::string& path);
 
 // Undo: write 0 to `cgroup_dir`/cgroup.freeze; a vanished cgroup is fine.
 Result<uint64_t> undo_by_thawing(Journal& journal, const std::string& cgroup_dir);
+
+// Undo: SIGKILL for everything in the cgroup, and a wait for its death; a vanished cgroup is fine.
+Result<uint64_t> undo_by_emptying(Journal& journal, const std::string& cgroup_dir);
 
 // Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); with the PID it names
 // one process of this boot. kGone when there is none.

@@ -6,7 +6,9 @@
 #include <thread>
 
 #include "core/base/io.h"
+#include "core/kernel/cgroup.h"
 #include "core/restore/restore.h"
+#include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
 #include "images/manifest.h"
 #include "service/worker/settle.h"
@@ -47,6 +49,7 @@ class RestoreJob {
     Result<void> put_files_back();
     RestoreRequest engine_request();
     Result<void> build();
+    Result<void> run_at_once();
     Result<void> let_go();
     JobResult result() const;
 
@@ -121,15 +124,34 @@ Result<void> RestoreJob::build() {
     return {};
 }
 
+// The tasks are let go one by one; should we die in between, some of a unit must not run without the others.
+// So they run all at once, by the thaw of their cgroup, or not at all.
+Result<void> RestoreJob::run_at_once() {
+    CKPT_ASSIGN(const uint64_t thaw, undo_by_thawing(journal_, staged_->cgroup_dir()));
+    CKPT_ASSIGN(const uint64_t empty, undo_by_emptying(journal_, staged_->cgroup_dir()));
+    CKPT_ASSIGN(auto freeze, CgroupFreeze::freeze(staged_->cgroup_dir(),
+                                                  steps_.deadline_of(Phase::kRebuild)));
+    auto let_go = [&]() -> Result<void> {
+        CKPT_TRY(forest_->commit());
+        CKPT_TRY(steps_.enter("restore.run"));
+        return journal_.drop(empty);
+    };
+    if (auto done = let_go(); !done) {
+        (void)journal_.undo(empty);  // before the thaw
+        return done;
+    }
+    steps_.no_way_back();
+    CKPT_TRY(freeze.thaw());
+    return journal_.drop(thaw);
+}
+
 // From two owners to one: PID 1 learns who the main process is, then the tasks run. What is true of the
 // image is decided by whether they live, also when we die in between.
 Result<void> RestoreJob::let_go() {
     uint64_t settle = 0;
     auto commit = [&]() -> Result<void> {
         CKPT_ASSIGN(settle, settle_restore(journal_, request_.store_dir, id_, main_pid_));
-        CKPT_TRY(forest_->commit());
-        steps_.no_way_back();
-        return {};
+        return run_at_once();
     };
     CKPT_TRY(staged_->hand_over(main_pid_, commit, steps_, steps_.deadline_of(Phase::kStart)));
     CKPT_TRY(steps_.enter("restore.mark-consumed"));

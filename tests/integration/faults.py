@@ -17,7 +17,7 @@ from harness import SOAK, TOP, Failed, case, check, check_equal, check_in, wait_
 
 INSIDE = "/usr/local/lib/faults_inside.py"
 STORE, JOBS = "/var/lib/checkpointd", "/run/checkpointd/jobs"
-NO_WAY_BACK = {"checkpoint": "units.stop.stop-unit", "restore": "restore.commit"}
+NO_WAY_BACK = {"checkpoint": "units.stop.stop-unit", "restore": "restore.run"}
 SUBJECTS = 3
 # A fault is told by what it says, or by the state of its job.
 SAYS = {"fail": "injected fault", "enospc": "No space left", "kill": "", "hang": ""}
