@@ -59,6 +59,7 @@ json to_json(const bus::VariantMap& map) {
 
 bus::VariantMap to_bus(const CallOptions& options) {
     bus::VariantMap map;
+    if (options.mode) map["mode"] = bus::variant(*options.mode);
     if (options.sync) map["sync"] = bus::variant(*options.sync);
     if (options.timeout_usec) map["timeout"] = bus::variant(*options.timeout_usec);
     if (options.fault) map["x-fault"] = bus::variant(*options.fault);

@@ -16,6 +16,7 @@ namespace checkpointd::cli {
 
 // Options of CheckpointUnit and RestoreUnit; what is not set is not sent.
 struct CallOptions {
+    std::optional<std::string> mode;
     std::optional<bool> sync;
     std::optional<uint64_t> timeout_usec;
     std::optional<std::string> fault;

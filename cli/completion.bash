@@ -20,7 +20,7 @@ _crctl() {
     done
     case $verb in
         '') words='checkpoint restore list show explain rm jobs policy --json --help --version' ;;
-        checkpoint) words="--timeout --no-sync --no-wait --json $(_crctl_units)" ;;
+        checkpoint) words="--mode --timeout --no-sync --no-wait --json $(_crctl_units)" ;;
         restore) words="--timeout --no-wait --json $(_crctl_image_units) $(_crctl_images)" ;;
         list) words="--json $(_crctl_image_units)" ;;
         show | explain) words="--json $(_crctl_images)" ;;
@@ -28,6 +28,7 @@ _crctl() {
         jobs) words='cancel follow --json' ;;
         policy) words='check show reload --json' ;;
     esac
+    [ "${COMP_WORDS[COMP_CWORD-1]}" != --mode ] || words='stop snapshot'
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
     [ "$verb" != policy ] || mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -f -- "$cur")
 }

@@ -40,6 +40,7 @@ bool allowed_in_name(unsigned char c) {
     return std::isalnum(c) || c == ':' || c == '-' || c == '_' || c == '.' || c == '\\' || c == '@';
 }
 
+constexpr std::array<std::string_view, 2> kModes{"snapshot", "stop"};
 constexpr std::array kOtherTypes{".socket", ".target", ".device", ".mount",  ".automount", ".swap",
                                  ".timer",  ".path",   ".slice",  ".scope"};
 
@@ -71,9 +72,10 @@ Result<CheckpointOptions> parse_checkpoint_options(const Options& options, bool 
     OptionReader reader(options);
     CheckpointOptions parsed;
     if (auto mode = reader.text("mode")) parsed.mode = *mode;
-    if (parsed.mode != "stop")
+    if (std::find(kModes.begin(), kModes.end(), parsed.mode) == kModes.end())
         reader.complain(Error{ErrorKind::kUnsupported, "option \"mode\"",
-                              "there is no mode \"" + parsed.mode + "\"", "known: stop", 0, {}});
+                              "there is no mode \"" + parsed.mode + "\"",
+                              fmt::format("known: {}", fmt::join(kModes, ", ")), 0, {}});
     parsed.sync = reader.flag("sync");
     parsed.timeout = read_timeout(reader);
     parsed.fault = read_fault(reader, faults_allowed);

@@ -89,6 +89,28 @@ Result<void> check_state(Systemd& systemd, const UnitFacts& facts, Blockers& blo
     return {};
 }
 
+// What systemd drops or does when a unit stops is no matter for one that does not.
+Result<void> check_stop_effects(Systemd& systemd, const UnitFacts& facts, WayDown way,
+                                Blockers& blockers) {
+    if (way == WayDown::kSuspend)
+        return {};
+    if (facts.transient)
+        blockers.add(ErrorKind::kUnsupported, "a transient unit vanishes when it stops",
+                     "write a unit file for it, or suspend it");
+    CKPT_ASSIGN(uint64_t stored, systemd.number(facts.id, "Service", "NFileDescriptorStore"));
+    if (stored > 0)
+        blockers.add(ErrorKind::kUnsupported,
+                     fmt::format("{} descriptors lie in its descriptor store", stored),
+                     "systemd drops them when the unit stops; suspend it");
+    if (way == WayDown::kSnapshot)
+        return {};
+    CKPT_ASSIGN(auto on_success, systemd.list(facts.id, "Unit", "OnSuccess"));
+    if (!on_success.empty())
+        blockers.add(ErrorKind::kUnsupported,
+                     fmt::format("OnSuccess={} would be triggered by its stop", on_success.front()));
+    return {};
+}
+
 Result<void> check_settings(Systemd& systemd, const UnitFacts& facts, Blockers& blockers) {
     const std::string& id = facts.id;
     if (std::find(kTypes.begin(), kTypes.end(), facts.type) == kTypes.end())
@@ -96,9 +118,6 @@ Result<void> check_settings(Systemd& systemd, const UnitFacts& facts, Blockers& 
                      facts.type == "dbus" ? "a connection to the bus cannot be carried over" : "");
     if (facts.type == "oneshot" && facts.exec_start.size() > 1)
         blockers.add(ErrorKind::kUnsupported, "a oneshot with several ExecStart= cannot be carried yet");
-    if (facts.transient)
-        blockers.add(ErrorKind::kUnsupported, "a transient unit vanishes when it stops",
-                     "write a unit file for it");
     struct { const char* property; bool is_text; } refused[] = {
         {"RootDirectory", true}, {"RootImage", true}, {"PAMName", true}, {"PrivateUsers", false}};
     for (auto [property, is_text] : refused) {
@@ -114,15 +133,6 @@ Result<void> check_settings(Systemd& systemd, const UnitFacts& facts, Blockers& 
                          fmt::format("units with {}= are not supported yet; switch it off with "
                                      "systemctl edit", property));
     }
-    CKPT_ASSIGN(uint64_t stored, systemd.number(id, "Service", "NFileDescriptorStore"));
-    if (stored > 0)
-        blockers.add(ErrorKind::kUnsupported,
-                     fmt::format("{} descriptors lie in its descriptor store", stored),
-                     "systemd drops them when the unit stops");
-    CKPT_ASSIGN(auto on_success, systemd.list(id, "Unit", "OnSuccess"));
-    if (!on_success.empty())
-        blockers.add(ErrorKind::kUnsupported,
-                     fmt::format("OnSuccess={} would be triggered by its stop", on_success.front()));
     return {};
 }
 
@@ -147,7 +157,15 @@ Result<void> locate_cgroup(UnitFacts& facts) {
 
 }  // namespace
 
-Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name) {
+Result<WayDown> parse_way_down(std::string_view text) {
+    if (text == "stop") return WayDown::kStop;
+    if (text == "suspend") return WayDown::kSuspend;
+    if (text == "snapshot") return WayDown::kSnapshot;
+    return fail(ErrorKind::kBadInput, fmt::format("mode \"{}\"", text), "is not known",
+                "known: snapshot, stop, suspend");
+}
+
+Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDown way) {
     if (!is_valid_unit_name(name))
         return fail(ErrorKind::kBadInput, name, "this is not a unit's name");
     UnitFacts facts;
@@ -157,6 +175,7 @@ Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name) {
     Blockers blockers(facts.id);
     CKPT_TRY(check_state(systemd, facts, blockers));
     CKPT_TRY(check_settings(systemd, facts, blockers));
+    CKPT_TRY(check_stop_effects(systemd, facts, way, blockers));
     if (!facts.cgroup.empty()) {
         CKPT_TRY(locate_cgroup(facts));
         CKPT_TRY(check_processes(facts, blockers));

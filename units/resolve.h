@@ -41,6 +41,15 @@ struct UnitDirectory {
     bool operator==(const UnitDirectory&) const = default;
 };
 
+// What becomes of a unit that goes to disk.
+enum class WayDown {
+    kStop,      // it ends cleanly and is inactive
+    kSuspend,   // it stays active, with a placeholder for its processes
+    kSnapshot,  // it goes on
+};
+// "stop", "suspend", "snapshot"; kBadInput for anything else.
+Result<WayDown> parse_way_down(std::string_view text);
+
 // Everything about a running unit that its image must remember, and what finds its processes.
 struct UnitFacts {
     std::string id;             // canonical name
@@ -61,9 +70,10 @@ struct UnitFacts {
     std::vector<UnitExternal> externals;
 };
 
-// Resolves a running service. All reasons why it cannot be carried come back in one error (its causes),
-// and nothing was changed.
-Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name);
+// Resolves a running service. All reasons why it cannot be carried that way come back in one error (its
+// causes), and nothing was changed.
+Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name,
+                               WayDown way = WayDown::kStop);
 
 // The externals of the tasks in a cgroup; called again when the forest stands still, because descriptors
 // may have changed since resolve_unit(). `pids`: all processes of the unit, the main one among them.

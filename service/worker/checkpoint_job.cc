@@ -75,13 +75,18 @@ class CheckpointJob {
 
   private:
     Result<void> prepare();
+    Result<void> register_image();
     Result<void> dump();
+    void name_processes();
     Result<std::set<std::string>> find_stage_ties(const std::vector<pid_t>& pids);
     Result<void> add_our_files();
     Result<images::ImageInfo> describe() const;
     Result<void> commit();
+    Result<void> go_on();
     Result<void> stop();
+    Result<void> take_down();
     Result<void> mark_ready();
+    Result<void> finish();
     void keep_newest() const;
     JobResult result() const;
 
@@ -89,6 +94,7 @@ class CheckpointJob {
     Journal& journal_;
     JobSteps& steps_;
     Systemd systemd_;
+    WayDown way_ = WayDown::kStop;
     UnitFacts facts_;
     std::optional<ImageStore> store_;
     images::ImageId id_;
@@ -104,15 +110,27 @@ class CheckpointJob {
 
 Result<void> CheckpointJob::prepare() {
     CKPT_TRY(steps_.enter("checkpoint.resolve"));
-    CKPT_ASSIGN(facts_, resolve_unit(systemd_, request_.unit));
+    CKPT_ASSIGN(way_, parse_way_down(request_.mode));
+    CKPT_ASSIGN(facts_, resolve_unit(systemd_, request_.unit, way_));
     CKPT_TRY(steps_.enter("checkpoint.create-image"));
-    CKPT_ASSIGN(store_, ImageStore::open(request_.store_dir, true));
-    CKPT_ASSIGN(id_, ImageStore::new_id(facts_.id));
-    CKPT_ASSIGN(settle_undo_, settle_checkpoint(journal_, request_.store_dir, id_, facts_.main_pid));
-    CKPT_ASSIGN(auto pending, store_->begin(id_));
-    pending_.emplace(std::move(pending));
+    CKPT_TRY(register_image());
+    if (way_ == WayDown::kSnapshot) return {};
     stop_.emplace(systemd_, journal_, facts_);
     return stop_->prepare(steps_);
+}
+
+Result<void> CheckpointJob::register_image() {
+    CKPT_ASSIGN(store_, ImageStore::open(request_.store_dir, true));
+    CKPT_ASSIGN(id_, ImageStore::new_id(facts_.id));
+    if (way_ == WayDown::kSnapshot) {
+        CKPT_ASSIGN(settle_undo_, settle_snapshot(journal_, request_.store_dir, id_));
+    } else {
+        CKPT_ASSIGN(settle_undo_,
+                    settle_checkpoint(journal_, request_.store_dir, id_, facts_.main_pid));
+    }
+    CKPT_ASSIGN(auto pending, store_->begin(id_));
+    pending_.emplace(std::move(pending));
+    return {};
 }
 
 Result<void> CheckpointJob::dump() {
@@ -138,7 +156,16 @@ Result<void> CheckpointJob::dump() {
     CKPT_TRY(journal_.drop(thaw));
     held_.emplace(std::move(held));
     frozen_since_ = std::chrono::steady_clock::now() - stats_.frozen;
+    name_processes();
     return {};
+}
+
+// While they stand still: a process that goes on may end, or make others.
+void CheckpointJob::name_processes() {
+    for (pid_t pid : held_->pids()) {
+        info_.pids.push_back(static_cast<uint64_t>(pid));
+        info_.max_pid = std::max(info_.max_pid, highest_tid(pid));
+    }
 }
 
 // What was open when the unit was resolved may have been closed since, and its number given away.
@@ -150,14 +177,20 @@ Result<std::set<std::string>> CheckpointJob::find_stage_ties(const std::vector<p
 }
 
 Result<void> CheckpointJob::add_our_files() {
-    if (!facts_.directories.empty()) {
-        CKPT_TRY(steps_.enter("checkpoint.unit-files"));
-        CKPT_ASSIGN(auto file, open_at(pending_->dir().fd(), kUnitFilesName,
-                                       O_WRONLY | O_CREAT | O_EXCL, 0600));
-        CKPT_TRY(save_unit_files(facts_, facts_.main_pid, file.get()));
-    }
-    CKPT_TRY(steps_.enter("checkpoint.metadata"));
-    return pending_->add_file(kUnitFactsName, to_json(facts_));
+    if (facts_.directories.empty()) return {};
+    CKPT_TRY(steps_.enter("checkpoint.unit-files"));
+    CKPT_ASSIGN(auto file, open_at(pending_->dir().fd(), kUnitFilesName,
+                                   O_WRONLY | O_CREAT | O_EXCL, 0600));
+    return save_unit_files(facts_, facts_.main_pid, file.get());
+}
+
+// The unit's memory lies in the page cache: it goes on, and the rest is done beside it.
+Result<void> CheckpointJob::go_on() {
+    CKPT_TRY(steps_.enter("checkpoint.go-on"));
+    CKPT_TRY(held_->resume());
+    frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
+    steps_.set_pulse(kForever, {});
+    return {};
 }
 
 Result<images::ImageInfo> CheckpointJob::describe() const {
@@ -165,18 +198,18 @@ Result<images::ImageInfo> CheckpointJob::describe() const {
     info.unit = facts_.id;
     info.mode = request_.mode;
     CKPT_ASSIGN(info.bytes, total_size(pending_->dir()));
-    info.frozen_usec = to_usec(std::chrono::steady_clock::now() - frozen_since_);
-    info.duration_usec = info.frozen_usec;
+    info.duration_usec = to_usec(std::chrono::steady_clock::now() - frozen_since_);
+    info.frozen_usec = way_ == WayDown::kSnapshot ? frozen_usec_ : info.duration_usec;
     info.main_pid = static_cast<uint64_t>(facts_.main_pid);
-    for (pid_t pid : held_->pids()) {
-        info.pids.push_back(static_cast<uint64_t>(pid));
-        info.max_pid = std::max(info.max_pid, highest_tid(pid));
-    }
+    info.pids = info_.pids;
+    info.max_pid = info_.max_pid;
     info.extra["pages"] = std::to_string(stats_.pages_written + stats_.shared_pages_written);
     return info;
 }
 
 Result<void> CheckpointJob::commit() {
+    CKPT_TRY(steps_.enter("checkpoint.metadata"));
+    CKPT_TRY(pending_->add_file(kUnitFactsName, to_json(facts_)));
     CKPT_TRY(steps_.enter("checkpoint.commit"));
     CKPT_ASSIGN(info_, describe());
     images::CommitOptions options;
@@ -199,6 +232,22 @@ Result<void> CheckpointJob::stop() {
     steps_.no_way_back();
     steps_.set_pulse(kForever, {});
     frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
+    return {};
+}
+
+// Commits the image and decides on the unit, in the order that the way needs.
+Result<void> CheckpointJob::take_down() {
+    if (way_ == WayDown::kSnapshot) {
+        CKPT_TRY(go_on());
+        return commit();
+    }
+    CKPT_TRY(commit());
+    return stop();
+}
+
+Result<void> CheckpointJob::finish() {
+    if (stop_) CKPT_TRY(stop_->finish(steps_));
+    if (steps_.enter("checkpoint.retention")) keep_newest();
     return {};
 }
 
@@ -233,11 +282,9 @@ Result<JobResult> CheckpointJob::run() {
     CKPT_TRY(prepare());
     CKPT_TRY(dump());
     CKPT_TRY(add_our_files());
-    CKPT_TRY(commit());
-    CKPT_TRY(stop());
+    CKPT_TRY(take_down());
     CKPT_TRY(mark_ready());
-    CKPT_TRY(stop_->finish(steps_));
-    if (steps_.enter("checkpoint.retention")) keep_newest();
+    CKPT_TRY(finish());
     return result();
 }
 

@@ -37,6 +37,7 @@ constexpr std::array kCheckpoint{
     Entry{"checkpoint.memory", Phase::kMemory, 0.20},
     Entry{"checkpoint.finish", Phase::kMemory, 0.81},
     Entry{"checkpoint.unit-files", Phase::kCommit, 0.82},
+    Entry{"checkpoint.go-on", Phase::kCommit, 0.83},
     Entry{"checkpoint.metadata", Phase::kCommit, 0.84},
     Entry{"checkpoint.commit", Phase::kCommit, 0.85},
     Entry{"units.stop.stop-unit", Phase::kStop, 0.92},

@@ -15,8 +15,9 @@ namespace checkpointd {
 inline constexpr const char* kUnitFactsName = "checkpointd-unit.json";
 inline constexpr const char* kUnitFilesName = "checkpointd-files.tar";
 
-// Mode stop: the unit goes to disk and is inactive afterwards. On failure before the stop the unit runs
-// on as before and the store has no image; what is left to undo stands in `journal`.
+// The unit goes to disk. Mode stop: it is inactive afterwards; snapshot: it goes on. On failure (with mode
+// stop: before the stop) the unit runs on as before and the store has no image; what is left to undo
+// stands in `journal`.
 Result<JobResult> run_checkpoint(const JobRequest& request, Journal& journal, JobSteps& steps);
 
 // The unit comes back from its image. On failure no process of it exists, the unit is inactive and the

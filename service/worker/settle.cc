@@ -15,6 +15,7 @@ namespace checkpointd {
 namespace {
 
 constexpr const char* kCheckpointKind = "service.settle-checkpoint";
+constexpr const char* kSnapshotKind = "service.settle-snapshot";
 constexpr const char* kStopKind = "service.await-stop";
 constexpr const char* kRestoreKind = "service.settle-restore";
 constexpr std::chrono::seconds kPatience{30};
@@ -90,6 +91,19 @@ Result<void> undo_checkpoint(const UndoArgs& args) {
                                    "its checkpoint was cut off after the unit had stopped");
 }
 
+// The original is no reason to keep an image that nobody was told of, even if it has died by itself since.
+Result<void> undo_snapshot(const UndoArgs& args) {
+    if (args.size() != 2) return fail(ErrorKind::kInternal, "undo", "has the wrong arguments");
+    CKPT_ASSIGN(auto store, images::ImageStore::open(args[0], false));
+    CKPT_ASSIGN(auto id, images::parse_image_id(args[1]));
+    CKPT_TRY(store.clean());
+    auto image = store.get(id);
+    if (absent(image)) return {};
+    if (!image) return tl::unexpected(std::move(image).error());
+    if (image->state != images::ImageState::kPending && !image->damage) return {};
+    return store.remove(id);
+}
+
 Result<void> undo_await_stop(const UndoArgs& args) {
     if (args.size() != 1) return fail(ErrorKind::kInternal, "undo", "has the wrong arguments");
     CKPT_ASSIGN(auto systemd, Systemd::connect());
@@ -120,6 +134,7 @@ Result<uint64_t> add(Journal& journal, const char* kind, const std::string& stor
 
 void add_settle_undo_kinds(UndoTable& table) {
     table.add(kCheckpointKind, undo_checkpoint);
+    table.add(kSnapshotKind, undo_snapshot);
     table.add(kStopKind, undo_await_stop);
     table.add(kRestoreKind, undo_restore);
 }
@@ -131,6 +146,11 @@ Result<uint64_t> await_stop(Journal& journal, const std::string& unit) {
 Result<uint64_t> settle_checkpoint(Journal& journal, const std::string& store,
                                    const images::ImageId& image, pid_t main_pid) {
     return add(journal, kCheckpointKind, store, image, main_pid);
+}
+
+Result<uint64_t> settle_snapshot(Journal& journal, const std::string& store,
+                                 const images::ImageId& image) {
+    return journal.add(kSnapshotKind, {store, image.text()});
 }
 
 Result<uint64_t> settle_restore(Journal& journal, const std::string& store,

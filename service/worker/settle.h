@@ -12,7 +12,7 @@
 
 namespace checkpointd {
 
-// Adds service.settle-checkpoint, service.await-stop and service.settle-restore. The actions open the store themselves.
+// Adds service.settle-checkpoint, service.settle-snapshot, service.await-stop and service.settle-restore. The actions open the store themselves.
 void add_settle_undo_kinds(UndoTable& table);
 
 // For a checkpoint of the process `main_pid`. Undo: partial images are removed; of a pending image the
@@ -20,6 +20,10 @@ void add_settle_undo_kinds(UndoTable& table);
 // and becomes ready.
 Result<uint64_t> settle_checkpoint(Journal& journal, const std::string& store,
                                    const images::ImageId& image, pid_t main_pid);
+
+// For a checkpoint whose original goes on in any case. Undo: the image is removed unless it was ready.
+Result<uint64_t> settle_snapshot(Journal& journal, const std::string& store,
+                                 const images::ImageId& image);
 
 // Before PID 1 is told to stop the unit. Undo: waits until PID 1 has done so; only then can be told whether
 // the original lives, and only then may the drop-in go that makes it a clean end.

@@ -60,6 +60,21 @@ class Settle : public ::testing::Test {
     images::ImageId id_ = images::ImageStore::new_id("x.service").value();
 };
 
+TEST_F(Settle, PendingSnapshotGoesWhateverBecameOfItsOriginal) {
+    ASSERT_TRUE(settle_snapshot(*journal_, store_.path(), id_));
+    commit_image();
+    ASSERT_TRUE(journal_->rollback());
+    EXPECT_FALSE(store_.get(id_));
+}
+
+TEST_F(Settle, ReadySnapshotStays) {
+    ASSERT_TRUE(settle_snapshot(*journal_, store_.path(), id_));
+    commit_image();
+    ASSERT_TRUE(store_.set_state(id_, ImageState::kReady, ""));
+    ASSERT_TRUE(journal_->rollback());
+    EXPECT_EQ(store_.get(id_)->state, ImageState::kReady);
+}
+
 TEST_F(Settle, ImageOfALivingOriginalGoes) {
     Original original;
     ASSERT_TRUE(settle_checkpoint(*journal_, store_.path(), id_, original.pid()));

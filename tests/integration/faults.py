@@ -17,7 +17,7 @@ from harness import SOAK, TOP, Failed, case, check, check_equal, check_in, wait_
 
 INSIDE = "/usr/local/lib/faults_inside.py"
 STORE, JOBS = "/var/lib/checkpointd", "/run/checkpointd/jobs"
-NO_WAY_BACK = {"checkpoint": "units.stop.stop-unit", "restore": "restore.run"}
+NO_WAY_BACK = {"checkpoint": "units.stop.stop-unit", "snapshot": "checkpoint.mark-ready", "restore": "restore.run"}
 SUBJECTS = 3
 # A fault is told by what it says, or by the state of its job.
 SAYS = {"fail": "injected fault", "enospc": "No space left", "kill": "", "hang": ""}
@@ -202,6 +202,24 @@ class Subject:
         self.check_down(reply["look"], f"after {when}")
         self.restore(f"after {when}")
 
+    def snapshot(self):
+        reply = self.crctl("checkpoint", "--mode", "snapshot")
+        check_equal(reply["crctl"]["code"], 0, f"a snapshot of {self.unit}: {reply['crctl']['err']}")
+        self.images = {reply["job"]["Image"].split("/")[1]: "ready"}
+        self.check_untouched(reply, "after a snapshot")
+        return reply["job"]
+
+    def fault_in_snapshot(self, step, action, is_late):
+        """Leaves it running; an image there is only when it was ready before."""
+        when = f"{action} at {step} of a snapshot"
+        reply = self.inject("checkpoint", step, action, "--mode", "snapshot")
+        if is_late:
+            self.images = {image: self.images.get(image, "ready") for image in reply["look"]["images"]}
+            check_equal(self.images[max(self.images)], "ready", f"after {when}: the newest image")
+        else:
+            self.check_fault(reply, step, action, when)
+        self.check_untouched(reply, f"after {when}")
+
     def fault_in_restore(self, step, action, is_late, *options):
         """Found and left inactive with an image that is ready, unless `is_late`: then it runs."""
         when = f"{action} at {step}"
@@ -317,6 +335,12 @@ class Stage:
             self.recorded["restore"] = Steps("restore", first.steps(first.restore()))
         return self.recorded[verb]
 
+    def snapshot_steps(self):
+        if "snapshot" not in self.recorded:
+            first = self.subject("1")
+            self.recorded["snapshot"] = Steps("snapshot", first.steps(first.snapshot()))
+        return self.recorded["snapshot"]
+
     def relay(self):
         """The other service and its steps."""
         if not self.other:
@@ -407,6 +431,17 @@ def every_step_of_a_restore(t):
             subject.restore(f"at a second try, {step}")
 
     at.share(steps.names, work)
+
+
+@case
+def every_step_of_a_snapshot(t):
+    """What it shares with a checkpoint is gone through there; here is what comes with the unit going on."""
+    at = stage(t)
+    steps = at.snapshot_steps()
+    some = samples(steps, "checkpoint.memory", "checkpoint.go-on", "checkpoint.commit", "checkpoint.mark-ready",
+                   "checkpoint.retention")
+    items = [(step, action) for step in some for action in ("fail", "kill")]
+    at.share(items, lambda subject, item: subject.fault_in_snapshot(*item, steps.is_late(item[0])))
 
 
 @case
@@ -677,7 +712,7 @@ def processes_and_sockets(t):
 @case
 def every_step_in_the_source_is_gone_through(t):
     at = stage(t)
-    gone_through = [at.steps("checkpoint"), at.steps("restore"), *at.relay()[1].values()]
+    gone_through = [at.steps("checkpoint"), at.steps("restore"), at.snapshot_steps(), *at.relay()[1].values()]
     seen = {name for steps in gone_through for name in steps.names}
     said = set()
     for room in ("core", "units", "service"):
