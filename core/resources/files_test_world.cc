@@ -64,7 +64,7 @@ class PlanRunner {
 };
 
 struct Report {
-    std::atomic<int> installed;
+    std::atomic<int> installed;  // tasks that have what is theirs, and the agent when it has nothing left
     std::atomic<int> turn;
     char text[2000];
 };
@@ -93,7 +93,7 @@ struct Scene {
     complain(scene.report, scene.runner.run(*programs.stage));
     close_range(scene.floor - 1, ~0u, 0);
     scene.report.installed++;
-    wait_for(scene.report.installed, static_cast<int>(scene.tasks.size()));
+    wait_for(scene.report.installed, static_cast<int>(scene.tasks.size()) + 1);
     complain(scene.report, scene.runner.run(*programs.late));
     wait_for(scene.report.turn, static_cast<int>(index));
     if (scene.report.text[0] == '\0' && index < scene.checks.size())
@@ -116,6 +116,7 @@ struct Scene {
         if (fork() == 0)
             be_task(scene, i);
     close_range(0, ~0u, 0);  // or a pipe would keep a reader that the forest has not
+    scene.report.installed++;
     for (size_t i = 0; i < scene.tasks.size(); ++i)
         wait(nullptr);
     _exit(0);
