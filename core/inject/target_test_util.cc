@@ -226,13 +226,13 @@ void many_threads(Shared& shared) {
     for_ever(shared, 0, futex_round);
 }
 
-// Kills at anything that the loop, its own restart and an injector that keeps to the rules do not need.
-// ASan's runtime asks for the alternate stack before calls that never return.
+// Kills at anything that the loop, its own restart and an injector that keeps to the rules do not
+// need. ASan's runtime asks for the alternate stack before calls that never return.
 void install_strict_filter(bool with_ppoll) {
     std::vector<sock_filter> code{BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr))};
-    std::vector<unsigned> numbers{SYS_nanosleep, SYS_restart_syscall, SYS_clock_gettime, SYS_write,
-                                  SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_exit_group,
-                                  SYS_sigaltstack};
+    std::vector<unsigned> numbers{SYS_nanosleep,  SYS_restart_syscall, SYS_clock_gettime,
+                                  SYS_write,      SYS_rt_sigprocmask,  SYS_rt_sigreturn,
+                                  SYS_exit_group, SYS_sigaltstack};
     if (with_ppoll)
         numbers.push_back(SYS_ppoll);
     for (unsigned number : numbers) {

@@ -29,7 +29,7 @@ void* shared_memory(size_t size) {
 // A plan laid out as the executor does, in ordinary memory of this process.
 class PlanRunner {
   public:
-    explicit PlanRunner(const Plan& plan, uint32_t floor) : plan_(plan), arena_(plan.arena()) {
+    explicit PlanRunner(const Plan& plan, uint32_t floor) : arena_(plan.arena()) {
         for (const Program& program : plan.programs()) {
             ranges_.push_back({ops_.size(), program.ops().size()});
             ops_.insert(ops_.end(), program.ops().begin(), program.ops().end());
@@ -55,7 +55,6 @@ class PlanRunner {
     }
 
   private:
-    const Plan& plan_;
     std::vector<std::byte> arena_;
     std::vector<restorer::Op> ops_;
     std::vector<restorer::ProgramRange> ranges_;
@@ -64,7 +63,8 @@ class PlanRunner {
 };
 
 struct Report {
-    std::atomic<int> installed;  // tasks that have what is theirs, and the agent when it has nothing left
+    // Tasks that have what is theirs, and the agent when it has nothing left.
+    std::atomic<int> installed;
     std::atomic<int> turn;
     char text[2000];
 };

@@ -35,8 +35,9 @@ int exit_code(int status) {
             _exit(exit_code(status));
 }
 
-// Its children would enter the namespace, which is dead once its init is (fork() answers ENOMEM). LeakSanitizer makes
-// one when a process exits, so this one leaves without; the process that ran the tests has been judged by then.
+// Its children would enter the namespace, which is dead once its init is (fork() answers ENOMEM).
+// LeakSanitizer makes one when a process exits, so this one leaves without; the process that ran
+// the tests has been judged by then.
 [[noreturn]] void leave_without_forking(int code) {
     std::fflush(nullptr);
     _exit(code);
