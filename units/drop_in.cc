@@ -67,6 +67,18 @@ void DropIn::set(std::string_view key, std::string_view raw) {
     body_ += fmt::format("{}={}\n", key, raw);
 }
 
+void DropIn::set_quiet_end() {
+    set("Restart", "no");
+    set("RestartForceExitStatus", "");
+    set("SuccessExitStatus", "SIGKILL");
+    set("KillSignal", "SIGKILL");
+    set("KillMode", "control-group");
+    set("SendSIGHUP", "no");
+    set("ExecStop", "");
+    set("ExecStopPost", "");
+    set("NotifyAccess", "all");
+}
+
 std::string DropIn::text() const {
     return fmt::format("# {}\n{}", why_, body_);
 }

@@ -33,6 +33,9 @@ class DropIn {
     void section(std::string_view name);
     // `raw` must be escaped already (or be a literal of ours).
     void set(std::string_view key, std::string_view raw);
+    // Settings of a service that ends by SIGKILL, at our order or with us: a clean end after which nothing
+    // of it runs, no command and no restart. Notifications may come from whom we send them for.
+    void set_quiet_end();
     std::string text() const;
 
   private:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// Our drop-in as a journaled file: the undo kinds that stop.h and stage.h share.
+// Our drop-in as a journaled file, for stop.h and stage.h.
 #pragma once
 
 #include <string>
@@ -11,17 +11,11 @@
 
 namespace checkpointd {
 
-inline constexpr const char* kRemoveDropIn = "units.remove-drop-in";
-inline constexpr const char* kUnstage = "units.unstage";
-
 // Registers the undo, writes the drop-in below /run and reloads. Returns the undo's id; running it removes
 // the drop-in and reloads. `prefix` names the steps: PREFIX.write-drop-in, PREFIX.reload.
 // The id is stored as soon as it exists: on failure the caller still has to undo it.
 Result<void> put_drop_in(Systemd& systemd, Journal& journal, const std::string& unit,
                          const std::string& text, std::string_view prefix, Steps& steps,
                          uint64_t& undo_id);
-
-// Is our drop-in part of the unit as PID 1 has it loaded now?
-Result<bool> has_drop_in(Systemd& systemd, const std::string& unit);
 
 }  // namespace checkpointd

@@ -15,6 +15,19 @@ namespace {
 constexpr std::array<std::string_view, 6> kTypes = {"simple", "exec",    "idle",
                                                     "notify", "forking", "oneshot"};
 
+struct Indispensable {
+    std::string_view name;  // or its beginning, with an asterisk
+    std::string_view why;
+};
+
+constexpr std::array<Indispensable, 5> kIndispensable = {{
+    {"dbus.service", "checkpointd speaks to systemd through it"},
+    {"dbus-broker.service", "checkpointd speaks to systemd through it"},
+    {"systemd-journald*", "all others would wait for it as soon as they log"},
+    {"checkpointd.service", "it is checkpointd itself"},
+    {"checkpointd-job-*", "it is a job of checkpointd"},
+}};
+
 // What stands in the way of carrying a unit, all of it.
 class Blockers {
   public:
@@ -108,11 +121,17 @@ Result<void> check_stop_effects(Systemd& systemd, const UnitFacts& facts, WayDow
     if (!on_success.empty())
         blockers.add(ErrorKind::kUnsupported,
                      fmt::format("OnSuccess={} would be triggered by its stop", on_success.front()));
+    CKPT_ASSIGN(std::string action, systemd.text(facts.id, "Unit", "SuccessAction"));
+    if (action != "none")
+        blockers.add(ErrorKind::kUnsupported,
+                     fmt::format("SuccessAction={} would be triggered by its stop", action));
     return {};
 }
 
 Result<void> check_settings(Systemd& systemd, const UnitFacts& facts, Blockers& blockers) {
     const std::string& id = facts.id;
+    if (auto why = why_never_stopped(id); !why.empty())
+        blockers.add(ErrorKind::kUnsupported, fmt::format("it must not stand still: {}", why));
     if (std::find(kTypes.begin(), kTypes.end(), facts.type) == kTypes.end())
         blockers.add(ErrorKind::kUnsupported, fmt::format("Type={} cannot be carried", facts.type),
                      facts.type == "dbus" ? "a connection to the bus cannot be carried over" : "");
@@ -156,6 +175,13 @@ Result<void> locate_cgroup(UnitFacts& facts) {
 }
 
 }  // namespace
+
+std::string_view why_never_stopped(std::string_view unit) {
+    for (const auto& [name, why] : kIndispensable)
+        if (name.ends_with('*') ? unit.starts_with(name.substr(0, name.size() - 1)) : unit == name)
+            return why;
+    return {};
+}
 
 Result<WayDown> parse_way_down(std::string_view text) {
     if (text == "stop") return WayDown::kStop;

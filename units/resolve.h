@@ -75,6 +75,10 @@ struct UnitFacts {
 Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name,
                                WayDown way = WayDown::kStop);
 
+// Why this unit must go on by all means: while it stands still, nobody could end the job, or the whole
+// machine would wait. Empty for all others.
+std::string_view why_never_stopped(std::string_view unit);
+
 // The externals of the tasks in a cgroup; called again when the forest stands still, because descriptors
 // may have changed since resolve_unit(). `pids`: all processes of the unit, the main one among them.
 Result<std::vector<UnitExternal>> find_externals(pid_t main_pid,

@@ -51,21 +51,14 @@ std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecComman
     text.section("Service");
     if (facts.type != "forking" && facts.type != "oneshot")
         text.set("Type", "notify");
-    text.set("NotifyAccess", "all");
-    text.set("Restart", "no");
-    text.set("RestartForceExitStatus", "");
     text.set("TimeoutStartSec", "infinity");
-    // If this comes to nothing, all of it is killed, and the unit did not fail.
-    text.set("SuccessExitStatus", "SIGKILL");
-    text.set("KillSignal", "SIGKILL");
-    text.set("KillMode", "control-group");
+    text.set_quiet_end();  // if this comes to nothing
     if (auto name = escape_value(identifier(facts, own)); name && !name->empty())
         text.set("SyslogIdentifier", *name);
     // Set for a unit without any sandbox it would give it a mount namespace.
     if (options.needs_exec_path)
         text.set("ExecPaths", options.helper);
-    for (const char* key : {"ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStop",
-                            "ExecStopPost", "ExecStart"})
+    for (const char* key : {"ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStart"})
         text.set(key, "");
     text.set("ExecStart", helper_line(own, options));
     return text.text();

@@ -15,6 +15,7 @@
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
 #include "units/drop_in_file.h"
+#include "units/undo.h"
 
 namespace checkpointd {
 namespace {
@@ -186,7 +187,7 @@ Result<pid_t> StagedUnit::find_helper(const StageOptions& options) {
 }
 
 Result<void> StagedUnit::start_unit(const StageOptions& options, Steps& steps, Deadline deadline) {
-    CKPT_ASSIGN(unstage_undo_, journal_->add(kUnstage, {facts_.id}));
+    CKPT_ASSIGN(unstage_undo_, undo_by_unstaging(*journal_, facts_.id));
     CKPT_TRY(steps.enter("units.stage.start-unit"));
     CKPT_ASSIGN(start_job_, systemd_->start_unit(facts_.id));
     CKPT_TRY(steps.enter("units.stage.wait-helper"));
@@ -286,13 +287,14 @@ Result<void> StagedUnit::wait_running(pid_t main_pid, Steps& steps, Deadline dea
     return {};
 }
 
-Result<void> StagedUnit::commit_to(const std::function<Result<void>()>& commit) {
-    CKPT_TRY(journal_->drop(std::exchange(unstage_undo_, 0)));
-    auto committed = commit();
-    if (committed)
-        return {};
-    CKPT_ASSIGN(unstage_undo_, journal_->add(kUnstage, {facts_.id}));
-    return committed;
+// At every instant one of two records is there: the unit leaves the stage, whatever lives in it; or, once
+// the tasks may run, it does so if they died with us. Then PID 1 may not have seen their death yet, and the
+// drop-in must not go before it has.
+Result<void> StagedUnit::commit_to(pid_t main_pid, const std::function<Result<void>()>& commit) {
+    CKPT_ASSIGN(const uint64_t unless_alive,
+                undo_by_unstaging_unless_alive(*journal_, facts_.id, main_pid));
+    CKPT_TRY(journal_->drop(std::exchange(unstage_undo_, unless_alive)));
+    return commit();
 }
 
 Result<void> StagedUnit::hand_over(pid_t main_pid, const std::function<Result<void>()>& commit,
@@ -301,12 +303,14 @@ Result<void> StagedUnit::hand_over(pid_t main_pid, const std::function<Result<vo
     CKPT_TRY(dismiss_helper(steps, deadline));
     CKPT_TRY(wait_running(main_pid, steps, deadline));
     CKPT_TRY(steps.enter("units.hand-over.commit"));
-    CKPT_TRY(commit_to(commit));
+    CKPT_TRY(commit_to(main_pid, commit));
     // The restore has succeeded: what fails from here on is no reason to take it back. A drop-in that
     // could not be removed stays in the journal.
     (void)steps.enter("units.hand-over.remove-drop-in");
+    const uint64_t unless_alive = std::exchange(unstage_undo_, 0);
     if (journal_->undo(drop_in_undo_))
         drop_in_undo_ = 0;
+    (void)journal_->drop(unless_alive);
     return {};
 }
 

@@ -64,8 +64,8 @@ class StagedUnit {
     // unit active; the helper leaves; `commit` lets the tasks run (BuiltForest::commit(): up to there they
     // are held, and die with us); the drop-in is removed. From its success on the unit is on its own. On
     // failure call abandon() or destroy the object, after the forest was dropped.
-    // Should we die between the journal's commit and `commit`, the tasks die with us, and the drop-in, still
-    // there, makes that a clean end: nothing of the image has run.
+    // Should we die before `commit`, the tasks die with us, and the undo takes the unit off the stage while
+    // the drop-in, still there, makes that a clean end: nothing of the image has run.
     Result<void> hand_over(pid_t main_pid, const std::function<Result<void>()>& commit, Steps& steps,
                            Deadline deadline);
 
@@ -80,7 +80,7 @@ class StagedUnit {
     Result<void> open_cgroup();
     Result<ScopedFd> take_listener(const UnitExternal& wanted, const std::vector<std::string>& names);
     Result<void> take_descriptors();
-    Result<void> commit_to(const std::function<Result<void>()>& commit);
+    Result<void> commit_to(pid_t main_pid, const std::function<Result<void>()>& commit);
     Result<void> announce(pid_t main_pid, Steps& steps, Deadline deadline);
     Result<void> dismiss_helper(Steps& steps, Deadline deadline);
     Result<void> wait_running(pid_t main_pid, Steps& steps, Deadline deadline);

@@ -4,25 +4,19 @@
 #include <cerrno>
 #include <csignal>
 #include <unistd.h>
+#include <utility>
 
 #include "core/kernel/cgroup.h"
 #include "units/drop_in.h"
 #include "units/drop_in_file.h"
+#include "units/undo.h"
 
 namespace checkpointd {
 
 std::string stop_drop_in(const UnitFacts& facts) {
     DropIn text("Written by checkpointd while it stops this unit; removed right after.");
     text.section("Service");
-    text.set("Restart", "no");
-    text.set("RestartForceExitStatus", "");
-    text.set("SuccessExitStatus", "SIGKILL");
-    text.set("KillSignal", "SIGKILL");
-    text.set("KillMode", "control-group");
-    text.set("SendSIGHUP", "no");
-    text.set("ExecStop", "");
-    text.set("ExecStopPost", "");
-    text.set("NotifyAccess", "all");
+    text.set_quiet_end();
     // With SIGKILL as a success systemd would go on to the next command of a oneshot while it stops.
     if (facts.type == "oneshot") {
         text.set("ExecStart", "");
@@ -63,13 +57,15 @@ Result<void> CleanStop::verify() {
 Result<void> CleanStop::stop(Steps& steps, Deadline deadline,
                              const std::function<Result<void>()>& reap) {
     CKPT_TRY(steps.enter("units.stop.stop-unit"));
+    CKPT_ASSIGN(await_undo_, undo_by_awaiting_stop(journal_, facts_.id));
     // "replace" would stop the units that require this one, too.
     CKPT_ASSIGN(std::string job, systemd_.stop_unit(facts_.id, "ignore-dependencies"));
     CKPT_TRY(reap());
     CKPT_ASSIGN(std::string result, systemd_.wait_job(job, deadline));
     if (result != "done")
         return fail(ErrorKind::kSystem, facts_.id, fmt::format("systemd's stop job ended: {}", result));
-    return verify();
+    CKPT_TRY(verify());
+    return journal_.drop(std::exchange(await_undo_, 0));
 }
 
 Result<void> CleanStop::finish(Steps& steps) {
@@ -79,10 +75,11 @@ Result<void> CleanStop::finish(Steps& steps) {
 }
 
 Result<void> CleanStop::cancel() {
-    if (drop_in_undo_ == 0)
-        return {};
-    CKPT_TRY(journal_.undo(drop_in_undo_));
-    drop_in_undo_ = 0;
+    // Not before PID 1 is done with the unit: the drop-in makes it a clean end.
+    for (uint64_t* undo : {&await_undo_, &drop_in_undo_}) {
+        CKPT_TRY(journal_.undo(*undo));
+        *undo = 0;
+    }
     return {};
 }
 

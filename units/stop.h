@@ -17,7 +17,7 @@ namespace checkpointd {
 //   prepare()   before the freeze: the drop-in that keeps systemd from running stop commands or a cold
 //               copy. From here on the journal undoes it.
 //   [engine: freeze, dump, image written; tasks held]
-//   stop()      the point of no return. On success the unit is inactive, Result=success, its cgroup empty.
+//   stop()      the point of no return; from here on the journal waits for PID 1's answer. On success the unit is inactive, Result=success, its cgroup empty.
 //   finish()    removes the drop-in, reloads.
 // Destroyed after prepare() and without finish() it undoes what it did: the unit is as before.
 class CleanStop {
@@ -44,6 +44,7 @@ class CleanStop {
     Journal& journal_;
     UnitFacts facts_;
     uint64_t drop_in_undo_ = 0;
+    uint64_t await_undo_ = 0;
 };
 
 // Text of the drop-in that prepare() writes.
@@ -52,8 +53,5 @@ std::string stop_drop_in(const UnitFacts& facts);
 // Feeds the unit's watchdog in its place while it stands still; call at least every watchdog_usec / 3.
 // Does nothing for a unit without watchdog.
 Result<void> feed_watchdog(const UnitFacts& facts);
-
-// Adds units.remove-drop-in and units.unstage. The actions connect to PID 1 themselves.
-void add_unit_undo_kinds(UndoTable& table);
 
 }  // namespace checkpointd

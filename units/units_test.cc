@@ -101,6 +101,15 @@ TEST(Resolve, ListenNames) {
     EXPECT_EQ(listen_names("A=1"), Names{});
 }
 
+TEST(Resolve, WhatMustNeverStandStill) {
+    for (const char* unit : {"dbus.service", "dbus-broker.service", "systemd-journald.service",
+                             "systemd-journald@x.service", "checkpointd.service", "checkpointd-job-7.service"})
+        EXPECT_FALSE(why_never_stopped(unit).empty()) << unit;
+    for (const char* unit : {"foo.service", "dbus-x.service", "systemd-logind.service", "x-dbus.service",
+                             "checkpointd-jobs.service", "checkpoint@foo.service"})
+        EXPECT_TRUE(why_never_stopped(unit).empty()) << unit;
+}
+
 TEST(Resolve, FactsSurviveJson) {
     UnitFacts facts = sample_facts("forking");
     auto back = unit_facts_from_json(to_json(facts));

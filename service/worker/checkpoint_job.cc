@@ -222,13 +222,11 @@ Result<void> CheckpointJob::commit() {
 }
 
 Result<void> CheckpointJob::stop() {
-    CKPT_ASSIGN(const uint64_t await, await_stop(journal_, facts_.id));
     CKPT_TRY(stop_->stop(steps_, steps_.deadline_of(Phase::kStop), [this] {
         // The unit's processes end here; nothing that happens from now on may bring them back.
         steps_.no_way_back();
         return held_->kill();
     }));
-    CKPT_TRY(journal_.drop(await));
     steps_.no_way_back();
     steps_.set_pulse(kForever, {});
     frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);

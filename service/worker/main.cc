@@ -17,7 +17,7 @@
 #include "service/protocol.h"
 #include "service/worker/jobs.h"
 #include "service/worker/settle.h"
-#include "units/stop.h"
+#include "units/undo.h"
 
 namespace checkpointd {
 namespace {

@@ -12,7 +12,8 @@
 
 namespace checkpointd {
 
-// Adds service.settle-checkpoint, service.settle-snapshot, service.await-stop and service.settle-restore. The actions open the store themselves.
+// Adds service.settle-checkpoint, service.settle-snapshot and service.settle-restore. The actions open
+// the store themselves.
 void add_settle_undo_kinds(UndoTable& table);
 
 // For a checkpoint of the process `main_pid`. Undo: partial images are removed; of a pending image the
@@ -25,13 +26,9 @@ Result<uint64_t> settle_checkpoint(Journal& journal, const std::string& store,
 Result<uint64_t> settle_snapshot(Journal& journal, const std::string& store,
                                  const images::ImageId& image);
 
-// Before PID 1 is told to stop the unit. Undo: waits until PID 1 has done so; only then can be told whether
-// the original lives, and only then may the drop-in go that makes it a clean end.
-Result<uint64_t> await_stop(Journal& journal, const std::string& unit);
-
 // For a restore whose main process is `main_pid`, right before it may run: up to then it dies with the
-// worker, and nothing is to be settled. Undo: it lives on, so the image is
-// consumed; it died with the restore, so the image stays ready and PID 1 forgets the failed unit.
+// worker, and nothing is to be settled. Undo: it lives on, so the image is consumed; it died with the
+// restore, so the image stays ready.
 Result<uint64_t> settle_restore(Journal& journal, const std::string& store,
                                 const images::ImageId& image, pid_t main_pid);
 

@@ -34,6 +34,7 @@
 #include "units/files_archive.h"
 #include "units/stage.h"
 #include "units/stop.h"
+#include "units/undo.h"
 
 using namespace checkpointd;
 
@@ -195,6 +196,7 @@ void take_over_descriptors(const StagedUnit& staged, const UnitFacts& facts) {
     if (setns(staged.helper_pidfd(), main_namespaces) != 0)
         _exit(40);
     take_over_descriptors(staged, facts);
+    setsid();  // a signal to the driver's process group is not for us
     if (setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0)
         _exit(41);
     sigset_t none;

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "units/undo.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+#include <unistd.h>
+
+#include "core/kernel/liveness.h"
+#include "core/transaction/undo_kinds.h"
+#include "units/drop_in.h"
+
+namespace checkpointd {
+namespace {
+
+constexpr const char* kRemoveDropIn = "units.remove-drop-in";
+constexpr const char* kAwaitStop = "units.await-stop";
+constexpr const char* kUnstage = "units.unstage";
+constexpr auto kPatience = std::chrono::seconds(60);
+constexpr auto kPollInterval = std::chrono::milliseconds(10);
+
+Result<std::string> unit_argument(const UndoArgs& args, size_t count, const char* kind) {
+    if (args.size() != count || !is_valid_unit_name(args[0]))
+        return fail(ErrorKind::kInternal, kind, "wrong arguments in the journal");
+    return args[0];
+}
+
+// Returns whether there was anything to remove.
+Result<bool> remove_file(const std::string& path) {
+    bool existed = unlink(path.c_str()) == 0;
+    if (!existed && errno != ENOENT)
+        return fail_errno(path, "cannot remove the drop-in");
+    std::string directory = path.substr(0, path.rfind('/'));
+    // Others' drop-ins may lie in it.
+    if (rmdir(directory.c_str()) != 0 && errno != ENOENT && errno != ENOTEMPTY && errno != EEXIST)
+        return fail_errno(directory, "cannot remove the drop-in's directory");
+    return existed;
+}
+
+Result<void> remove_drop_in(const UndoArgs& args) {
+    CKPT_ASSIGN(std::string unit, unit_argument(args, 1, kRemoveDropIn));
+    CKPT_ASSIGN(Systemd systemd, Systemd::connect());
+    CKPT_ASSIGN(bool existed, remove_file(drop_in_path(kRuntimeUnitDir, unit)));
+    // A job that died between the removal and the reload left no file, but a unit that remembers it.
+    CKPT_ASSIGN(bool is_loaded, has_drop_in(systemd, unit));
+    if (existed || is_loaded)
+        return systemd.reload();
+    return {};
+}
+
+Result<void> await_stop(const UndoArgs& args) {
+    CKPT_ASSIGN(std::string unit, unit_argument(args, 1, kAwaitStop));
+    CKPT_ASSIGN(Systemd systemd, Systemd::connect());
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    for (;;) {
+        CKPT_ASSIGN(const bool is_busy, systemd.has_job(unit));
+        if (!is_busy)
+            return {};
+        if (std::chrono::steady_clock::now() > deadline)
+            return fail(ErrorKind::kTimeout, unit, "systemd does not come to an end with its stop");
+        std::this_thread::sleep_for(kPollInterval);
+    }
+}
+
+// UNIT, or UNIT PID START-TIME.
+Result<void> unstage(const UndoArgs& args) {
+    CKPT_ASSIGN(std::string unit, unit_argument(args, args.size() == 3 ? 3 : 1, kUnstage));
+    if (args.size() == 3) {
+        CKPT_ASSIGN(const bool is_alive, process_lives(static_cast<pid_t>(std::stol(args[1])),
+                                                       std::stoull(args[2])));
+        if (is_alive)
+            return {};
+    }
+    CKPT_ASSIGN(Systemd systemd, Systemd::connect());
+    // Without our drop-in the unit was stopped and started anew by someone else since: not ours to stop.
+    CKPT_ASSIGN(bool is_loaded, has_drop_in(systemd, unit));
+    if (!is_loaded)
+        return {};
+    return systemd.stop_and_forget(unit, std::chrono::steady_clock::now() + kPatience);
+}
+
+}  // namespace
+
+void add_unit_undo_kinds(UndoTable& table) {
+    table.add(kRemoveDropIn, remove_drop_in);
+    table.add(kAwaitStop, await_stop);
+    table.add(kUnstage, unstage);
+}
+
+Result<uint64_t> undo_by_removing_drop_in(Journal& journal, const std::string& unit) {
+    return journal.add(kRemoveDropIn, {unit});
+}
+
+Result<uint64_t> undo_by_awaiting_stop(Journal& journal, const std::string& unit) {
+    return journal.add(kAwaitStop, {unit});
+}
+
+Result<uint64_t> undo_by_unstaging(Journal& journal, const std::string& unit) {
+    return journal.add(kUnstage, {unit});
+}
+
+Result<uint64_t> undo_by_unstaging_unless_alive(Journal& journal, const std::string& unit,
+                                                pid_t main_pid) {
+    CKPT_ASSIGN(const uint64_t started, process_start_time(main_pid));
+    return journal.add(kUnstage, {unit, std::to_string(main_pid), std::to_string(started)});
+}
+
+Result<bool> has_drop_in(Systemd& systemd, const std::string& unit) {
+    CKPT_ASSIGN(auto paths, systemd.list(unit, "Unit", "DropInPaths"));
+    return std::find(paths.begin(), paths.end(), drop_in_path(kRuntimeUnitDir, unit)) != paths.end();
+}
+
+}  // namespace checkpointd
