@@ -15,6 +15,7 @@
 #include "service/bus/manager_object.h"
 #include "service/bus/worker_units.h"
 #include "service/event_loop.h"
+#include "service/job_log.h"
 #include "service/process_helpers.h"
 #include "service/store_catalog.h"
 #include "service/worker_channel.h"
@@ -89,6 +90,7 @@ Result<void> serve(const Settings& settings, bus::Connection& connection) {
     StoreCatalog catalog(settings.manager.store_dir);
     Manager manager(settings.manager, loop, workers, helpers, catalog);
     ManagerObject object(connection, manager, CHECKPOINTD_VERSION);
+    manager.on_death([](const Job& job) { log_job_ended(job.request(), job.result()); });
     CKPT_TRY(manager.start());
     CKPT_ASSIGN(auto channel,
                 WorkerChannel::open(settings.manager.channel(), is_worker_of,

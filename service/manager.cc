@@ -257,8 +257,11 @@ void Manager::settle(uint32_t id, std::optional<Error> error) {
     if (stored && *stored && access((job.dir() + "/undo").c_str(), F_OK) != 0)
         return finish(job, std::move(result));
     changed(job, job.recovering());
-    helpers_.recover(job.dir(), [this, id, result = std::move(result)](Result<std::string> recovery) {
+    const bool has_told = stored && *stored;
+    helpers_.recover(job.dir(), [this, id, has_told,
+                                 result = std::move(result)](const Result<std::string>& recovery) {
         recovered(id, result, recovery);
+        if (death_ && (!has_told || !recovery)) death_(*jobs_.at(id));
     });
 }
 

@@ -97,6 +97,8 @@ class Manager {
     Manager(const Manager&) = delete;
     Manager& operator=(const Manager&) = delete;
 
+    // Told of each job that ended without its worker's own word, or that could not be undone.
+    void on_death(std::function<void(const Job&)> death) { death_ = std::move(death); }
     // `observer` must outlive the manager, or be replaced by nullptr.
     void observe(JobObserver* observer) { observer_ = observer; }
     // Makes the run directory, loads the policy, adopts and recovers what an earlier daemon left.
@@ -147,6 +149,7 @@ class Manager {
     ImageCatalog& images_;
     JobObserver* observer_ = nullptr;
     std::function<void()> idle_;
+    std::function<void(const Job&)> death_;
     EventLoop::TimerId idle_timer_ = 0;
     Policy policy_;
     std::map<uint32_t, std::unique_ptr<Job>> jobs_;

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <thread>
 #include <unistd.h>
 
 #include "core/base/io.h"
@@ -100,6 +101,23 @@ Result<void> lock(int fd, const std::string& directory) {
     return fail_errno(directory, "cannot lock the journal");
 }
 
+// Two replays may meet: PID 1 runs one when a worker dies, a daemon another.
+Result<void> wait_for_lock(int fd, const std::string& directory, std::chrono::milliseconds patience) {
+    const auto deadline = std::chrono::steady_clock::now() + patience;
+    for (;;) {
+        auto locked = lock(fd, directory);
+        if (locked || locked.error().kind != ErrorKind::kConflict ||
+            std::chrono::steady_clock::now() >= deadline)
+            return locked;
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+}
+
+bool is_unlinked(int fd) {
+    struct stat status = {};
+    return fstat(fd, &status) == 0 && status.st_nlink == 0;
+}
+
 Result<void> remove_journal(const std::string& directory) {
     std::string file = fmt::format("{}/{}", directory, kFileName);
     if (unlink(file.c_str()) != 0 && errno != ENOENT)
@@ -148,14 +166,19 @@ Result<Journal> Journal::create(std::string directory, const UndoTable& table) {
     return Journal(std::move(directory), std::move(file), table);
 }
 
-Result<void> Journal::replay(const std::string& directory, const UndoTable& table) {
+Result<bool> Journal::replay(const std::string& directory, const UndoTable& table,
+                             std::chrono::milliseconds patience) {
     std::string path = fmt::format("{}/{}", directory, kFileName);
     ScopedFd file(open(path.c_str(), O_RDWR | O_APPEND | O_CLOEXEC));
-    if (!file && errno == ENOENT)
-        return remove_journal(directory);  // died between mkdir and open, or after the unlink
+    if (!file && errno == ENOENT) {
+        CKPT_TRY(remove_journal(directory));  // died between mkdir and open, or after the unlink
+        return false;
+    }
     if (!file)
         return fail_errno(path, "cannot open the journal");
-    CKPT_TRY(lock(file.get(), directory));
+    CKPT_TRY(wait_for_lock(file.get(), directory, patience));
+    if (is_unlinked(file.get()))
+        return false;  // whom we waited for has done it
     CKPT_ASSIGN(std::string text, read_fd(file.get(), path));
     Journal journal(directory, std::move(file), table);
     for (UndoRecord& record : parse(text)) {
@@ -165,8 +188,10 @@ Result<void> Journal::replay(const std::string& directory, const UndoTable& tabl
     // A torn last line gets its line end, so that the records we append stay whole.
     if (!text.empty() && text.back() != '\n')
         CKPT_TRY(write_all(journal.file_.get(), "\n", 1, path));
+    const bool is_needed = !journal.empty();
     CKPT_TRY(journal.rollback());
-    return journal.close();
+    CKPT_TRY(journal.close());
+    return is_needed;
 }
 
 Result<void> Journal::append(std::string line) {

@@ -5,6 +5,7 @@
 // while it lives takes the same way (`rollback`), so there is no second clean-up path to get wrong.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -52,9 +53,11 @@ class Journal {
     static Result<Journal> create(std::string directory, const UndoTable& table);
 
     // Runs what is left in `directory` by a dead job, newest first, and removes the directory. An undo that
-    // fails stays in the journal, the others run nevertheless; the error carries all failures. kConflict
-    // when the job is alive; success when there is no such directory. May be called again at any time.
-    static Result<void> replay(const std::string& directory, const UndoTable& table);
+    // fails stays in the journal, the others run nevertheless; the error carries all failures. Says whether there
+    // was anything to undo; there is not when there is no such directory. May be called again at any time, and by several at once: one does it, the
+    // others wait for it. kConflict when somebody still holds the journal after `patience`: the job is alive.
+    static Result<bool> replay(const std::string& directory, const UndoTable& table,
+                               std::chrono::milliseconds patience = {});
 
     // What is pending in the file's text: every whole record not dropped later, oldest first.
     static std::vector<UndoRecord> parse(std::string_view text);

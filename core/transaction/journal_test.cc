@@ -130,6 +130,42 @@ TEST_F(JournalTest, LiveJobIsNotReplayed) {
     EXPECT_EQ(seen_.size(), 1u);
 }
 
+// A replay that is at work is waited for; what it has done is not done again.
+TEST_F(JournalTest, OneOfTwoReplaysDoesTheWork) {
+    {
+        auto journal = Journal::create(dir_, table_);
+        ASSERT_TRUE(journal && journal->add("test.note", {"once"}));
+    }
+    int began[2], go_on[2];
+    ASSERT_EQ(pipe(began), 0);
+    ASSERT_EQ(pipe(go_on), 0);
+    pid_t first = fork();
+    if (first == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        UndoTable slow;
+        slow.add("test.note", [&](const UndoArgs&) -> Result<void> {
+            char byte = 'x';
+            return write(began[1], &byte, 1) == 1 && read(go_on[0], &byte, 1) == 1
+                       ? Result<void>()
+                       : fail_errno("pipe", "cannot wait");
+        });
+        _exit(Journal::replay(dir_, slow) ? 0 : 1);
+    }
+    char byte = 0;
+    close(began[1]);
+    ASSERT_EQ(read(began[0], &byte, 1), 1);
+    EXPECT_FALSE(Journal::replay(dir_, table_)) << "without patience";
+    EXPECT_EQ(write(go_on[1], &byte, 1), 1);
+    EXPECT_TRUE(Journal::replay(dir_, table_, std::chrono::minutes(1)));
+    int status = -1;
+    waitpid(first, &status, 0);
+    for (int fd : {began[0], go_on[0], go_on[1]})
+        close(fd);
+    EXPECT_EQ(status, 0);
+    EXPECT_TRUE(seen_.empty());
+    EXPECT_FALSE(fs::exists(dir_));
+}
+
 TEST_F(JournalTest, RollbackAndCloseWithinTheJob) {
     auto journal = Journal::create(dir_, table_);
     ASSERT_TRUE(journal) << journal.error().text();

@@ -49,15 +49,20 @@ std::vector<WorkerUnits::Property> WorkerUnits::properties(const Job& job) const
     const Microseconds total = request.policy.timeout(Phase::kTotal);
     const uint64_t limit =
         total == kForever ? UINT64_MAX : static_cast<uint64_t>(total.count()) + kGrace;
-    const std::vector<ExecEntry> command{ExecEntry{
-        program_, std::vector<std::string>{program_, "run", job.dir()}, false}};
+    auto command = [&](const char* verb, bool may_fail) {
+        return bus::variant(std::vector<ExecEntry>{
+            ExecEntry{program_, std::vector<std::string>{program_, verb, job.dir()}, may_fail}});
+    };
     return {
         {"Description", bus::variant("checkpointd job " + std::to_string(job.id()) + ": " +
                                      std::string(to_string(request.type)) + " " + request.unit)},
         {"Documentation", bus::variant(std::vector<std::string>{"man:checkpointd(8)"})},
         // exec: a worker that cannot even be executed is an error of the start, not a silent death.
         {"Type", bus::variant(std::string("exec"))},
-        {"ExecStart", bus::variant(command)},
+        {"ExecStart", command("run", false)},
+        // A worker that died is undone also when there is no daemon to do it. Where there is one it does
+        // the same at the same time, and whoever comes second waits for the first.
+        {"ExecStopPost", command("recover", true)},
         // mixed: the worker alone is asked to stop, and undoes; what is left over is killed.
         {"KillMode", bus::variant(std::string("mixed"))},
         {"TimeoutStopUSec", bus::variant(kStopTimeout)},

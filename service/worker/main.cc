@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// checkpointd-worker: one job, then it leaves. PID 1 starts `run`; the daemon starts the other verbs.
+// checkpointd-worker: one job, then it leaves. PID 1 starts `run`, and `recover` when that has ended, however
+// it did; the daemon starts `recover` too, and the other verbs.
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -14,6 +15,7 @@
 #include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
 #include "service/event_loop.h"
+#include "service/job_log.h"
 #include "service/protocol.h"
 #include "service/worker/jobs.h"
 #include "service/worker/settle.h"
@@ -56,18 +58,23 @@ Result<std::string> run_job(const std::string& job_dir) {
     const uint64_t started = monotonic_usec();
     const UndoTable table = undo_table();
     CKPT_ASSIGN(auto journal, Journal::create(undo_dir(job_dir), table));
+    log_job_began(request);
     JobSteps steps(request);
     JobResult result = settle(run_flow(request, journal, steps), journal);
     result.total_usec = monotonic_usec() - started;
     result.steps = steps.times();
-    if (!result.ok) fmt::print(stderr, "<3>{}\n", result.error.text());
+    log_job_ended(request, result);
     CKPT_TRY(store_atomically(job_dir, kResultFile, to_json(result)));
     return std::string();
 }
 
+// Longer than any undo takes: another recovery of this job may be at work, see service/bus/worker_units.cc.
+constexpr std::chrono::seconds kRecoveryPatience{80};
+
 Result<std::string> recover_job(const std::string& job_dir) {
     const UndoTable table = undo_table();
-    CKPT_TRY(Journal::replay(undo_dir(job_dir), table));
+    CKPT_ASSIGN(const bool has_undone, Journal::replay(undo_dir(job_dir), table, kRecoveryPatience));
+    if (auto request = load_request(job_dir); has_undone && request) log_job_undone(*request);
     return std::string();
 }
 

@@ -417,6 +417,7 @@ def every_step_of_a_checkpoint(t):
 
 @case
 def every_step_of_a_restore(t):
+    """A subject stays down from step to step: that the next fault comes to its step shows what the last one left."""
     at = stage(t)
     steps = at.steps("restore")
     print(f"        {len(steps.names)} steps: {' '.join(steps.names)}", flush=True)
@@ -427,10 +428,13 @@ def every_step_of_a_restore(t):
                 subject.checkpoint()
                 subject.up = None
             subject.fault_in_restore(step, action, steps.is_late(step))
-        if not subject.up:
+        if SOAK and not subject.up:
             subject.restore(f"at a second try, {step}")
 
     at.share(steps.names, work)
+    for subject in at.subjects.values():
+        if not subject.up:
+            subject.restore("after all of them")
 
 
 @case
@@ -560,9 +564,28 @@ def daemon_killed(t):
             subject.check_restored(subject.look(counter=subject.folder), when)
 
 
+def check_settled(subject, steps, step, when):
+    """After the worker's death at `step` its unit is what it must be; it is left running."""
+    late = steps.is_late(step)
+    if (steps.verb == "checkpoint") != late:  # it must run
+        if steps.verb == "restore":
+            subject.images = {image: "consumed" for image in subject.images}
+            subject.check_restored(subject.look(counter=subject.folder), when)
+        else:
+            subject.check_untouched(subject.look(counter=subject.folder), when)
+        return
+    reply = subject.look(counter_now=subject.folder)
+    if steps.verb == "checkpoint":
+        subject.last = reply["counter"]
+        new = max(reply["look"]["images"])
+        subject.images = {image: "consumed" for image in reply["look"]["images"]} | {new: "ready"}
+    subject.check_down(reply["look"], when)
+    subject.restore(when)
+
+
 @case
 def daemon_and_worker_killed(t):
-    """The next daemon undoes what both left."""
+    """The next daemon and PID 1 both undo what was left, at the same time."""
     at = stage(t)
     subject = at.subject("2")
     for steps, step in daemon_kill_items(at):
@@ -572,21 +595,31 @@ def daemon_and_worker_killed(t):
         job, worker = halt_at(subject, steps.verb, step)
         at.host.sh(f"kill -KILL {at.host.main_pid('checkpointd.service')} {worker}")
         wait_ended(subject, job)
-        late = steps.is_late(step)
-        if (steps.verb == "checkpoint") != late:  # it must run
-            if steps.verb == "restore":
-                subject.images = {image: "consumed" for image in subject.images}
-                subject.check_restored(subject.look(counter=subject.folder), when)
-            else:
-                subject.check_untouched(subject.look(counter=subject.folder), when)
-            continue
-        reply = subject.look(counter_now=subject.folder)
-        if steps.verb == "checkpoint":
-            subject.last = reply["counter"]
-            new = max(reply["look"]["images"])
-            subject.images = {image: "consumed" for image in reply["look"]["images"]} | {new: "ready"}
-        subject.check_down(reply["look"], when)
-        subject.restore(when)
+        check_settled(subject, steps, step, when)
+
+
+@case
+def worker_killed_without_a_daemon(t):
+    """PID 1 sees to it alone, before anybody calls a daemon; the next one says how the job ended."""
+    at = stage(t)
+    subject = at.subject("3")
+    for steps, step in daemon_kill_items(at):
+        when = f"worker killed at {step}, without a daemon"
+        if steps.verb == "restore":
+            subject.checkpoint()
+        job, worker = halt_at(subject, steps.verb, step)
+        at.host.sh(f"systemctl stop checkpointd.service; kill -KILL {worker}")
+        left = lambda: subject.look()["look"]["jobs"][job]
+        wait_for(lambda: not left()["undo"], f"{when}: it is undone", 30, 0.2)
+        check_equal(at.host.main_pid("checkpointd.service"), 0, f"{when}: main PID of the daemon")
+        check_equal(left()["ended"], False, f"{when}: that somebody said how it ended")
+        state = subject.look()["look"]["unit"]["ActiveState"]
+        up = (steps.verb == "checkpoint") != steps.is_late(step)
+        check_equal(state, "active" if up else "inactive", f"{when}: the unit")
+        wait_for(lambda: [entry for entry in at.host.run("crctl", "jobs", "--json").json()
+                          if str(entry["Id"]) == job and entry["State"] == "failed"],
+                 f"{when}: its state for the next daemon")
+        check_settled(subject, steps, step, when)
 
 
 @case
@@ -630,15 +663,43 @@ def interrupt(subject, step):
 
 
 @case
-def unknown_unit(t):
+def units_that_are_refused(t):
     at = stage(t)
     for verb in ("checkpoint", "restore"):
         refused = at.host.run("crctl", verb, "nothing-such.service", check=False)
         check_equal(refused.code, 3, f"{verb} of an unknown unit: {refused.err}")
         check_in("nothing-such.service", refused.err, "what it says")
+    for unit in ("dbus.service", "systemd-journald.service", "checkpointd.service"):
+        refused = at.host.run("crctl", "checkpoint", unit, check=False)
+        check(refused.code != 0, f"{unit} can be checkpointed", refused)
+        check_in("must not stand still", refused.err, f"a checkpoint of {unit}")
+        check_equal(at.host.unit(unit, "ActiveState", "DropInPaths"), {"ActiveState": "active", "DropInPaths": ""}, unit)
     left = at.host.sh(f"ls -d {STORE}/nothing-such.service /run/systemd/system/nothing-such.service.d "
                       "2>/dev/null || true").out
     check_equal(left, "", "what is left of it")
+
+
+@case
+def jobs_are_in_the_journal(t):
+    """`journalctl -u UNIT` tells of the jobs on it, of the worker's death as well."""
+    at = stage(t)
+    subject = at.subject("1")
+    done = subject.checkpoint()
+    killed = subject.inject("restore", "restore.memory", "kill")["job"]
+    subject.restore()
+
+    def records(job):
+        found = at.host.journal(subject.unit, f"CHECKPOINTD_JOB={job['Id']}")
+        return sorted((record["PRIORITY"], record["MESSAGE"]) for record in found)
+
+    wait_for(lambda: len(records(done)) == 2 and len(records(killed)) == 3, "all of them are written")
+    check_equal([priority for priority, _ in records(done)], ["6", "6"], "priorities, it went well")
+    check_in("done in ", records(done)[-1][1], "how it ended")
+    check_in(done["Image"], records(done)[-1][1], "its image")
+    check_equal([priority for priority, _ in records(killed)], ["3", "4", "6"], "priorities, its worker died")
+    check_in("the worker died in step restore.memory", records(killed)[0][1], "how it ended")
+    shown = {record["MESSAGE"] for record in at.host.journal("checkpointd.service")}
+    check({text for _, text in records(done) + records(killed)} <= shown, "journalctl -u checkpointd shows them")
 
 
 @case

@@ -271,7 +271,8 @@ Result<void> restore_unit(const std::string& dir, const StageOptions& options, S
 
 Result<void> replay(const std::string& dir) {
     UndoTable table = all_kinds();
-    return Journal::replay(dir + "/journal", table);
+    CKPT_TRY(Journal::replay(dir + "/journal", table));
+    return {};
 }
 
 Result<void> print_facts(const std::string& unit) {
