@@ -10,6 +10,8 @@ import json
 import pathlib
 import queue
 import re
+import select
+import subprocess
 import time
 
 import harness
@@ -23,10 +25,33 @@ SUBJECTS = 3
 SAYS = {"fail": "injected fault", "enospc": "No space left", "kill": "", "hang": ""}
 
 
+class Inside:
+    """A process in the host that answers questions, one after the other (faults_inside.py)."""
+
+    def __init__(self, host):
+        self.process = subprocess.Popen(host.command("python3", INSIDE), stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
+
+    def ask(self, request, timeout=180):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            self.process.kill()
+            raise Failed(f"no answer to {request} in {timeout} s")
+        answer = self.process.stdout.readline()
+        check(answer, f"an answer to {request}")
+        return json.loads(answer)
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
 class Subject:
     """One counter under test: counter@NAME.service."""
 
     def __init__(self, host, name):
+        self.inside = Inside(host)
         self.host, self.unit, self.folder = host, f"counter@{name}.service", f"/var/lib/counter-{name}"
         self.up = None     # what look() saw when it was last known to be well
         self.last = None   # what it said of itself, likewise
@@ -35,8 +60,7 @@ class Subject:
     # ---- asking
 
     def ask(self, **request):
-        reply = self.host.run("python3", INSIDE, json.dumps(request), timeout=180)
-        return reply.json()
+        return self.inside.ask(request)
 
     def look(self, **request):
         return self.ask(look=self.unit, mark=self.folder, **request)
@@ -321,6 +345,11 @@ class Stage:
         self.subjects = {}
         self.recorded = {}
         self.other = None
+        t.on_end(self.end)
+
+    def end(self):
+        for subject in [*self.subjects.values(), *(self.other or ())[:1]]:
+            subject.inside.end()
 
     def subject(self, name):
         if name not in self.subjects:
@@ -381,6 +410,7 @@ class Stage:
     def start_over(self, name):
         """After a failure: the next fault deserves a fresh subject."""
         subject = self.subjects.pop(name)
+        subject.inside.end()
         self.host.run("sh", "-c", f"systemctl kill -s KILL {subject.unit}; systemctl stop {subject.unit}; "
                       f"systemctl reset-failed {subject.unit}; rm -rf {STORE}/{subject.unit} {subject.folder}/*; "
                       f"rm -rf /run/systemd/system/{subject.unit}.d; systemctl daemon-reload", check=False)

@@ -118,9 +118,12 @@ class Host:
     def reboot(self, crash=False):
         run_here(DEV, "testhost", "reboot", self.name, *(["--crash"] if crash else []))
 
+    def command(self, *command):
+        """What to run on this machine so that `command` runs inside."""
+        return [DEV, "testhost", "exec", self.name, "--", *command]
+
     def run(self, *command, check=True, input=None, timeout=120):
-        return run_here(DEV, "testhost", "exec", self.name, "--", *command, check=check, input=input,
-                        timeout=timeout)
+        return run_here(*self.command(*command), check=check, input=input, timeout=timeout)
 
     def sh(self, script, check=True, timeout=120):
         return self.run("bash", "-euo", "pipefail", "-c", script, check=check, timeout=timeout)
