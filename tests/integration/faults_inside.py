@@ -70,6 +70,17 @@ def process(pid):
             "fds": {fd: link(f"/proc/{pid}/fd/{fd}") for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int)}}
 
 
+def processes_of(group):
+    """Those of a cgroup, by PID; what ends while it is looked at is not there."""
+    found = {}
+    for pid in read(group + "/cgroup.procs").split():
+        try:
+            found[pid] = process(pid)
+        except OSError:
+            pass
+    return found
+
+
 def all_processes(unit, jobs, mark):
     """Stage helpers and workers of the unit, which should not be there, and the processes of its program."""
     ours, copies = [], []
@@ -126,10 +137,10 @@ def look(unit, mark):
     out = run("systemctl", "show", unit, "-p", ",".join(UNIT))["out"]
     shown = dict(line.split("=", 1) for line in out.splitlines())
     group = (glob.glob(f"/sys/fs/cgroup/system.slice/**/{unit}", recursive=True) + ["/nowhere"])[0]
-    pids = [int(pid) for pid in read(group + "/cgroup.procs").split()]
+    processes = processes_of(group)
     jobs = jobs_of(unit)
     ours, copies = all_processes(unit, jobs, mark)
-    return {"unit": shown, "pids": pids, "processes": {str(pid): process(pid) for pid in pids},
+    return {"unit": shown, "pids": [int(pid) for pid in processes], "processes": processes,
             "cgroup": os.path.exists(group), "freeze": read(group + "/cgroup.freeze").strip(),
             "events": read(group + "/cgroup.events").split(),
             "drop_ins": [path for path in glob.glob("/run/systemd/**/" + DROP_IN, recursive=True)
