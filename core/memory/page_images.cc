@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "images/constants.h"
@@ -10,6 +13,8 @@
 
 namespace checkpointd {
 namespace {
+
+constexpr uint64_t kWorthReserving = 1u << 20;
 
 Result<void> write_entry(images::ImageWriter& pagemap, const PageSegment& segment) {
     images::pagemap_entry entry;
@@ -20,6 +25,26 @@ Result<void> write_entry(images::ImageWriter& pagemap, const PageSegment& segmen
     uint32_t lazy = segment.lazy ? images::kPagesLazy : 0u;
     entry.set_flags(images::kPagesPresent | lazy);
     return pagemap.record(entry);
+}
+
+// Writing into blocks that are already reserved is a third cheaper on ext4 than having each reserved on
+// its way (delayed allocation). tmpfs would only touch its pages twice.
+Result<void> make_room(int fd, uint64_t size, const std::string& name) {
+    struct statfs fs {};
+    bool in_memory = fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+    if (size < kWorthReserving || in_memory || fallocate(fd, 0, 0, static_cast<off_t>(size)) == 0)
+        return {};
+    // Whatever else it says, such as EOPNOTSUPP, does not keep us from writing.
+    if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)
+        return fail_errno(name, "cannot write pages");
+    return {};
+}
+
+uint64_t size_of(const std::vector<PageRun>& runs) {
+    uint64_t size = 0;
+    for (const PageRun& run : runs)
+        size += run.end - run.start;
+    return size;
 }
 
 // Neighbours that are alike become one entry.
@@ -79,6 +104,7 @@ Result<void> PageImages::add_process(pid_t image_pid, pid_t pid, int mem_fd,
         runs.push_back(segment.run);
         process_pages_ += segment.run.pages();
     }
+    CKPT_TRY(make_room(out, size_of(runs), name));
     pump_.add({pid, mem_fd, fmt::format("pid {}", pid)}, runs, out, 0, name);
     return pagemap.finish();
 }
@@ -94,7 +120,6 @@ Result<void> PageImages::add_shared(uint64_t shmid, int fd, uint64_t size) {
     }
     // A file that ends within its last page: the rest of that page reads as zeros.
     uint64_t whole = size & ~(kPageSize - 1);
-    uint64_t offset = 0;
     std::string tail;
     if (!runs.empty() && runs.back().end > size) {
         runs.back().end = whole;
@@ -104,9 +129,9 @@ Result<void> PageImages::add_shared(uint64_t shmid, int fd, uint64_t size) {
         if (pread(fd, tail.data(), size - whole, static_cast<off_t>(whole)) < 0)
             return fail_errno(name, "cannot read the last page of shared memory");
     }
+    CKPT_TRY(make_room(out, size_of(runs), name));
     pump_.add({0, fd, fmt::format("shared memory {}", shmid)}, runs, out, 0, name);
-    for (const PageRun& run : runs)
-        offset += run.end - run.start;
+    uint64_t offset = size_of(runs);
     if (!tail.empty() &&
         pwrite(out, tail.data(), tail.size(), static_cast<off_t>(offset)) != ssize_t{kPageSize})
         return fail_errno(name, "cannot write pages");
