@@ -44,6 +44,7 @@ configure_root() {
     echo "$name" >"$etc/hostname"
     printf '127.0.0.1 localhost %s\n' "$name" >"$etc/hosts"
     : >"$etc/fstab"
+    [ ! -d "$root/usr/lib/checkpointd-test-libraries" ] || ldconfig -r "$root"  # suite_libraries
     touch "$disk/configured"
 }
 
@@ -93,7 +94,7 @@ make_proc() {
     mount -o remount,bind,ro "$proc/sys"
 }
 
-mount -t overlay -o "lowerdir=$disk/layer:/,upperdir=$disk/upper,workdir=$disk/work,xino=on" \
+mount -t overlay -o "lowerdir=$disk/layer:$(cat "$disk/lower"),upperdir=$disk/upper,workdir=$disk/work,xino=on" \
     "testhost-$name" "$root"
 [ -e "$disk/configured" ] || configure_root
 make_devices

@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # Test hosts: a real systemd as PID 1 of namespaces of its own. Sourced by ./dev (needs $top, die).
 #
-# A host's root is an overlay of the machine's / under a layer with the installed project; what it
+# A host's root is an overlay of the machine's / (or of a root of root.sh) under a layer with the installed project; what it
 # writes goes to a tmpfs that lives from `up` to `down`, so a reboot finds its disk again. Everything
 # that must go away hangs on two things: that tmpfs, and the host's cgroup, which is killed as a whole.
 
@@ -10,7 +10,9 @@ testhost_state=/run/checkpointd-testhost
 
 testhost_usage() {
     cat <<-'USAGE'
-	./dev testhost up NAME [--no-build] [--owner PID]   boot it; goes down by itself when PID ends
+	./dev testhost up NAME [--no-build] [--owner PID] [--suite SUITE]
+	    boot it; goes down by itself when PID ends. SUITE: a root of that Debian suite (trixie) in
+	    place of this machine's; exit code 77 where its packages cannot be had
 	./dev testhost exec NAME -- COMMAND...              run in it; its exit code is returned
 	./dev testhost reboot NAME [--crash]                shut down (or cut the power) and boot again
 	./dev testhost down NAME                            end it and remove every trace
@@ -175,12 +177,15 @@ testhost_install_layer() {
     mkdir -p "$layer"
 }
 
+# $1: the root of root.sh to boot in; empty: this machine's own.
 testhost_make_disk() {
     mkdir -p "$state/disk"
     mount -t tmpfs -o mode=755,size=75% "testhost-$name" "$state/disk"
     mkdir "$state/disk/upper" "$state/disk/work" "$state/disk/layer"
     # The layer must not lie below /, which is the overlay's other lower layer.
     cp -a "$top/build/testhost-layer/." "$state/disk/layer/"
+    echo "${1:-/}" >"$state/disk/lower"
+    [ -z "$1" ] || suite_libraries "$state/disk/layer" "$1"
     chmod 755 "$state/disk/layer" "$state/disk/upper"
 }
 
@@ -217,13 +222,14 @@ testhost_in_use() {
 }
 
 testhost_up() {
-    local build=yes owner=
+    local build=yes owner='' root=''
     testhost_select "${1-}"
     shift
     while [ $# -gt 0 ]; do
         case $1 in
             --no-build) build=no ;;
             --owner) owner=$2 && shift ;;
+            --suite) root=$(suite_root "$2") || exit 77; shift ;;
             *) die "testhost up: unknown option $1" ;;
         esac
         shift
@@ -238,7 +244,7 @@ testhost_up() {
     testhost_remove  # what a killed run left
     trap 'testhost_remove' EXIT
     mkdir -p "$state"
-    testhost_make_disk
+    testhost_make_disk "$root"
     testhost_boot
     [ -z "$owner" ] || testhost_watch_owner "$owner"
     touch "$state/ready"

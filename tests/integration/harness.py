@@ -15,7 +15,8 @@ A suite is a program:
 
 `t.host(NAME)` boots `./dev testhost up SUITE-NAME-CHECKOUT`; every host goes down when the suite ends, also when
 it is killed (up --owner). `raise harness.Skip("why")` skips a case. CHECKPOINTD_SOAK=1 in the environment
-(`./dev soak`) asks for the long version: `harness.SOAK`.
+(`./dev soak`) asks for the long version: `harness.SOAK`; CHECKPOINTD_TEST_SUITE=trixie boots the hosts in a root
+of Debian 13, and skips the cases, saying why, where its packages cannot be had.
 """
 import dataclasses
 import hashlib
@@ -34,6 +35,8 @@ DEV = str(TOP / "dev")
 # Two checkouts on one machine may test at the same time; the names of their hosts differ by this.
 CHECKOUT = hashlib.sha256(str(TOP).encode()).hexdigest()[:4]
 SOAK = os.environ.get("CHECKPOINTD_SOAK") == "1"
+# The Debian suite whose root test hosts boot in; empty: the machine's own root (tests/host/root.sh).
+SUITE = os.environ.get("CHECKPOINTD_TEST_SUITE", "")
 
 
 class Failed(Exception):
@@ -106,10 +109,14 @@ class Host:
     """A test host. Commands run as root inside, in a clean environment."""
 
     def __init__(self, name):
-        self.name = f"{name}-{CHECKOUT}"
+        self.name = "-".join(filter(None, (name, SUITE, CHECKOUT)))
 
     def up(self):
-        run_here(DEV, "testhost", "up", self.name, "--no-build", "--owner", str(os.getpid()))
+        done = run_here(DEV, "testhost", "up", self.name, "--no-build", "--owner", str(os.getpid()),
+                        *(["--suite", SUITE] if SUITE else []), check=not SUITE, timeout=600)
+        if done.code == 77:
+            raise Skip(done.err.strip().splitlines()[-1])
+        check_equal(done.code, 0, f"{done.command} ({done.err.strip()})")
         return self
 
     def down(self):
@@ -168,7 +175,11 @@ class Suite:
     def host(self, name="a"):
         if name not in self.hosts:
             self.hosts[name] = Host(f"{self.name}-{name}")
-            self.hosts[name].up()
+            try:
+                self.hosts[name].up()
+            except Skip:
+                del self.hosts[name]
+                raise
         return self.hosts[name]
 
     def on_end(self, function):

@@ -9,12 +9,16 @@ from harness import case, check, check_equal, check_in, wait_for
 
 STORE = "/var/lib/checkpointd"
 
+SIZE = 300  # of the file with its state, filled up with spaces
+
 # Beats, and writes down what it knows of itself: a name drawn at its start, a checksum of its memory, and
-# the longest time between two beats since the file "mark" was last touched.
+# the longest time between two beats since the file "mark" was last touched. The file "state" stays open and
+# keeps its name and size: what a snapshot finds open must still be there when the program has gone on.
 BEAT = '''import json, os, socket, sys, time, zlib
 folder = sys.argv[1]
 name, memory, n, gap, mark = os.urandom(8).hex(), os.urandom(1 << 20) * 48, 0, 0, None
 log = open(folder + "/log", "a", buffering=1)
+state = os.open(folder + "/state", os.O_WRONLY | os.O_CREAT, 0o644)
 def notify(text):
     if "NOTIFY_SOCKET" in os.environ:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
@@ -30,12 +34,11 @@ while True:
     if n % 50 == 0:
         notify(b"WATCHDOG=1")
         log.write(f"{n}\\n")
-    with open(folder + "/new", "w") as file:
-        json.dump({"name": name, "n": n, "gap": gap, "pid": os.getpid(), "memory": zlib.crc32(memory[:4096]),
-                   "whole": memory[:1 << 20] == memory[-(1 << 20):]}, file)
-    os.rename(folder + "/new", folder + "/state")
+    os.pwrite(state, json.dumps({"name": name, "n": n, "gap": gap, "pid": os.getpid(),
+                                 "memory": zlib.crc32(memory[:4096]),
+                                 "whole": memory[:1 << 20] == memory[-(1 << 20):]}).ljust(SIZE).encode(), 0)
     time.sleep(0.01)
-'''
+'''.replace("SIZE", str(SIZE))
 
 
 class Beat:
@@ -50,8 +53,16 @@ class Beat:
 
     def start(self):
         self.host.run("systemctl", "start", self.unit)
-        wait_for(lambda: self.host.exists(f"{self.folder}/state"), f"{self.unit} beats")
+        self.wait_for_a_beat()
         self.moves("started")
+
+    def wait_for_a_beat(self):
+        wait_for(lambda: self.host.exists(f"{self.folder}/state") and self.host.read(f"{self.folder}/state").strip(),
+                 f"{self.unit} beats", 30)
+
+    def forget(self):
+        """What was last written is no longer there to be read."""
+        self.host.run("dd", f"of={self.folder}/state", "conv=notrunc", input=" " * SIZE)
 
     def state(self):
         return json.loads(self.host.read(f"{self.folder}/state"))
@@ -113,9 +124,9 @@ def snapshot_of_a_plain_service(t):
     beat = Beat(host, "plain", "StateDirectory=modes-plain\nRestart=always", "/var/lib/modes-plain")
     before, after = snapshot_and_back(host, beat)
     last = beat.state()["n"]
-    host.run("rm", f"{beat.folder}/state")
+    beat.forget()
     crctl(host, "restore", beat.unit)
-    wait_for(lambda: host.exists(f"{beat.folder}/state"), "it beats again")
+    beat.wait_for_a_beat()
     first = beat.state()["n"]
     check(before["n"] <= first < last, f"it goes on from the snapshot, from {before['n']} on, not {last}", first)
     check_back(beat, before, after, "restored from a snapshot")
@@ -136,7 +147,7 @@ def snapshot_of_a_watched_and_of_a_strict_service(t):
     for beat in (watched, strict):
         before, after = snapshot_and_back(host, beat)
         crctl(host, "restore", beat.unit)
-        wait_for(lambda beat=beat: host.exists(f"{beat.folder}/state"), "it beats again")
+        beat.wait_for_a_beat()
         now = check_back(beat, before, after, "restored from a snapshot")
         check(now["n"] < after["n"] + 200, "it goes on from the snapshot", (before, now))
         host.run("systemctl", "stop", beat.unit)
