@@ -29,7 +29,7 @@ void add_checkpoint(CLI::App& app, const Global& global, const Choose& choose) {
     auto options = std::make_shared<Options>();
     auto* verb = app.add_subcommand("checkpoint", "Take a running unit to disk");
     verb->add_option("UNIT", options->unit, "service to take, as in redis.service")->required();
-    verb->add_option("--mode", options->mode, "what becomes of it: stop (default) or snapshot");
+    verb->add_option("--mode", options->mode, "what becomes of it: stop (default), suspend or snapshot");
     verb->add_option("--timeout", options->timeout, "longest duration, as in 5min");
     verb->add_flag("--no-sync", options->no_sync, "do not wait for the disk: a crash may lose the image");
     verb->add_flag("--no-wait", options->no_wait, "print the job and return at once");

@@ -28,7 +28,7 @@ _crctl() {
         jobs) words='cancel follow --json' ;;
         policy) words='check show reload --json' ;;
     esac
-    [ "${COMP_WORDS[COMP_CWORD-1]}" != --mode ] || words='stop snapshot'
+    [ "${COMP_WORDS[COMP_CWORD-1]}" != --mode ] || words='stop suspend snapshot'
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
     [ "$verb" != policy ] || mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -f -- "$cur")
 }

@@ -40,7 +40,7 @@ bool allowed_in_name(unsigned char c) {
     return std::isalnum(c) || c == ':' || c == '-' || c == '_' || c == '.' || c == '\\' || c == '@';
 }
 
-constexpr std::array<std::string_view, 2> kModes{"snapshot", "stop"};
+constexpr std::array<std::string_view, 3> kModes{"snapshot", "stop", "suspend"};
 constexpr std::array kOtherTypes{".socket", ".target", ".device", ".mount",  ".automount", ".swap",
                                  ".timer",  ".path",   ".slice",  ".scope"};
 

@@ -59,6 +59,7 @@ UnitFacts json_facts(const Json& json) {
     facts.user = json.value("user", "");
     facts.notify_access = json.value("notify_access", "");
     facts.watchdog_usec = json.value("watchdog_usec", uint64_t{0});
+    facts.status_text = json.value("status_text", "");
     facts.pid_file = json.value("pid_file", "");
     facts.pid_file_content = json.value("pid_file_content", "");
     facts.syslog_identifier = json.value("syslog_identifier", "");
@@ -83,6 +84,7 @@ std::string to_json(const UnitFacts& facts) {
                  {"user", facts.user},
                  {"notify_access", facts.notify_access},
                  {"watchdog_usec", facts.watchdog_usec},
+                 {"status_text", facts.status_text},
                  {"pid_file", facts.pid_file},
                  {"pid_file_content", facts.pid_file_content},
                  {"syslog_identifier", facts.syslog_identifier},

@@ -8,6 +8,7 @@
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
 #include "units/drop_in.h"
+#include "units/placeholder.h"
 
 namespace checkpointd {
 namespace {
@@ -70,6 +71,7 @@ Result<void> read_service(Systemd& systemd, UnitFacts& facts) {
     CKPT_ASSIGN(facts.watchdog_usec, systemd.number(id, "Service", "WatchdogUSec"));
     if (facts.watchdog_usec == UINT64_MAX)
         facts.watchdog_usec = 0;
+    CKPT_ASSIGN(facts.status_text, systemd.text(id, "Service", "StatusText"));
     CKPT_ASSIGN(facts.pid_file, systemd.text(id, "Service", "PIDFile"));
     CKPT_ASSIGN(facts.syslog_identifier, systemd.text(id, "Service", "SyslogIdentifier"));
     CKPT_ASSIGN(facts.exec_start, systemd.commands(id, "ExecStart"));
@@ -96,17 +98,32 @@ Result<void> check_state(Systemd& systemd, const UnitFacts& facts, Blockers& blo
     CKPT_ASSIGN(bool has_job, systemd.has_job(facts.id));
     if (has_job && facts.type != "oneshot")
         blockers.add(ErrorKind::kConflict, "systemd has a job queued for it", "try again later");
+    CKPT_ASSIGN(auto placeholder, Placeholder::find(facts.main_pid));
+    if (placeholder)
+        blockers.add(ErrorKind::kConflict, fmt::format("it is suspended, on image {}", placeholder->image()),
+                     "crctl restore lets it go on; systemctl stop ends it");
     if (is_running && facts.main_pid == 0)
         blockers.add(ErrorKind::kUnsupported, "it has no main process that systemd knows",
                      "give the unit a PIDFile=, or a Type= with a main process");
     return {};
 }
 
+// The placeholder keeps PIDs by a capability in our user namespace, so it cannot live in another.
+void check_placeholder(const UnitFacts& facts, Blockers& blockers) {
+    auto own = read_link(AT_FDCWD, "/proc/self/ns/user");
+    auto theirs = read_link(AT_FDCWD, fmt::format("/proc/{}/ns/user", facts.main_pid));
+    if (own && theirs && *own != *theirs)
+        blockers.add(ErrorKind::kUnsupported, "a unit with a user namespace of its own cannot be suspended",
+                     "mode stop takes it down");
+}
+
 // What systemd drops or does when a unit stops is no matter for one that does not.
 Result<void> check_stop_effects(Systemd& systemd, const UnitFacts& facts, WayDown way,
                                 Blockers& blockers) {
-    if (way == WayDown::kSuspend)
+    if (way == WayDown::kSuspend) {
+        check_placeholder(facts, blockers);
         return {};
+    }
     if (facts.transient)
         blockers.add(ErrorKind::kUnsupported, "a transient unit vanishes when it stops",
                      "write a unit file for it, or suspend it");

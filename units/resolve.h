@@ -62,6 +62,7 @@ struct UnitFacts {
     std::string user;
     std::string notify_access;
     uint64_t watchdog_usec = 0;  // 0: no watchdog
+    std::string status_text;     // what the program last said of itself (STATUS=)
     std::string pid_file;        // absolute, or empty
     std::string pid_file_content;
     std::string syslog_identifier;

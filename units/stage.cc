@@ -9,47 +9,20 @@
 #include <poll.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <thread>
 #include <unistd.h>
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
+#include "core/transaction/undo_kinds.h"
 #include "units/drop_in_file.h"
 #include "units/undo.h"
+#include "units/unit_process.h"
 
 namespace checkpointd {
 namespace {
 
-constexpr auto kPollInterval = std::chrono::milliseconds(2);
+constexpr const char* kHelper = "stage helper";
 constexpr int kFirstListenFd = 3;  // SD_LISTEN_FDS_START
-
-bool is_over(Deadline deadline) {
-    return std::chrono::steady_clock::now() >= deadline;
-}
-
-// Asks `condition` (Result<bool>) until it is true.
-template <typename Condition>
-Result<void> poll_until(Deadline deadline, const std::string& object, std::string message,
-                        Condition condition) {
-    for (;;) {
-        CKPT_ASSIGN(bool holds, condition());
-        if (holds)
-            return {};
-        if (is_over(deadline))
-            return fail(ErrorKind::kTimeout, object, std::move(message));
-        std::this_thread::sleep_for(kPollInterval);
-    }
-}
-
-// The text after "KEY:" in /proc/PID/status; empty when there is none.
-std::string status_field(pid_t pid, std::string_view key) {
-    std::string text = read_file(AT_FDCWD, fmt::format("/proc/{}/status", pid)).value_or("");
-    size_t at = text.find(fmt::format("\n{}:", key));
-    if (at == std::string::npos)
-        return {};
-    at = text.find_first_not_of(" \t", at + key.size() + 2);
-    return text.substr(at, text.find('\n', at) - at);
-}
 
 // exec is systemd's last step, so with the helper's program the sandbox is complete; with its signals
 // blocked the helper has come to its wait and none of ours can be lost.
@@ -62,36 +35,6 @@ bool is_ready_helper(pid_t pid, const struct stat& helper) {
     uint64_t blocked = 0;
     std::from_chars(blocked_text.data(), blocked_text.data() + blocked_text.size(), blocked, 16);
     return (blocked & (1u << (SIGWINCH - 1))) != 0;  // its mark, see stage/helper.c
-}
-
-Result<ScopedFd> open_pidfd(pid_t pid) {
-    ScopedFd fd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-    if (!fd)
-        return fail_errno(fmt::format("pid {}", pid), "cannot open a pidfd");
-    return fd;
-}
-
-Result<ScopedFd> take_descriptor(int pidfd, int number) {
-    ScopedFd fd(static_cast<int>(syscall(SYS_pidfd_getfd, pidfd, number, 0)));
-    if (!fd)
-        return fail_errno("stage helper", fmt::format("cannot take its descriptor {}", number));
-    return fd;
-}
-
-// What systemd would otherwise refuse silently, or accept and never hear of again.
-Result<void> check_new_main(pid_t pid, const std::string& cgroup) {
-    std::string object = fmt::format("pid {}", pid);
-    std::string state = status_field(pid, "State");
-    if (state.empty() || state[0] == 'Z' || state[0] == 'X')
-        return fail(ErrorKind::kGone, object, "the restored main process is dead");
-    if (status_field(pid, "PPid") != "1")
-        return fail(ErrorKind::kInternal, object,
-                    "the restored main process is no child of PID 1, which would not notice its end");
-    CKPT_ASSIGN(std::string text, read_file(AT_FDCWD, fmt::format("/proc/{}/cgroup", pid)));
-    if (text.find("0::" + cgroup + "\n") == std::string::npos)
-        return fail(ErrorKind::kInternal, object,
-                    fmt::format("the restored main process is not in {}", cgroup));
-    return {};
 }
 
 Result<void> check_inactive(Systemd& systemd, const UnitFacts& facts) {
@@ -213,7 +156,7 @@ Result<ScopedFd> StagedUnit::take_listener(const UnitExternal& wanted,
                                            const std::vector<std::string>& names) {
     for (size_t i = 0; i < names.size(); ++i) {
         CKPT_ASSIGN(ScopedFd fd, take_descriptor(helper_pidfd_.get(),
-                                                 kFirstListenFd + static_cast<int>(i)));
+                                                 kFirstListenFd + static_cast<int>(i), kHelper));
         CKPT_ASSIGN(std::string address, describe_socket(fd.get()));
         if (address == wanted.address && (wanted.name.empty() || wanted.name == names[i]))
             return fd;
@@ -234,7 +177,7 @@ Result<void> StagedUnit::take_descriptors() {
         } else {
             int number = external.kind == ExternalKind::kStdio ? static_cast<int>(external.index)
                                                                : STDOUT_FILENO;
-            CKPT_ASSIGN(fd, take_descriptor(helper_pidfd_.get(), number));
+            CKPT_ASSIGN(fd, take_descriptor(helper_pidfd_.get(), number, kHelper));
         }
         externals_.emplace_back(external.key, std::move(fd));
     }
@@ -312,6 +255,10 @@ Result<void> StagedUnit::hand_over(pid_t main_pid, const std::function<Result<vo
         drop_in_undo_ = 0;
     (void)journal_->drop(unless_alive);
     return {};
+}
+
+Result<uint64_t> StagedUnit::undo_by_ending_all() {
+    return undo_by_emptying(*journal_, cgroup_dir_);
 }
 
 Result<void> StagedUnit::abandon() {

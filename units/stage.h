@@ -17,6 +17,7 @@
 #include "core/transaction/journal.h"
 #include "units/resolve.h"
 #include "units/systemd.h"
+#include "units/unit_stage.h"
 
 namespace checkpointd {
 
@@ -40,7 +41,7 @@ std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecComman
 // A unit that systemd has started with our helper in it. Everything is journaled first: whether start()
 // fails, abandon() is called, the object is destroyed or the worker dies, the unit ends inactive, with no
 // process, not failed, and without our drop-in. Only a completed hand_over() keeps it.
-class StagedUnit {
+class StagedUnit : public UnitStage {
   public:
     // Stages the inactive unit of `facts` (from the image). `systemd` and `journal` must outlive the
     // object. kConflict when the unit is not inactive; all other reasons come as typed errors.
@@ -48,17 +49,15 @@ class StagedUnit {
                                     const StageOptions& options, Steps& steps, Deadline deadline);
     StagedUnit(StagedUnit&& other) noexcept;
     StagedUnit& operator=(StagedUnit&&) = delete;
-    ~StagedUnit();
+    ~StagedUnit() override;
 
-    pid_t helper_pid() const { return helper_pid_; }
-    // Pidfd of the helper: join its namespaces with setns(2).
-    int helper_pidfd() const { return helper_pidfd_.get(); }
-    // Directory of the unit's cgroup, for CLONE_INTO_CGROUP.
-    int cgroup_fd() const { return cgroup_fd_.get(); }
-    const std::string& cgroup_dir() const { return cgroup_dir_; }
-    // The descriptor that takes the place of each external of the image, by its key. They are duplicates
-    // (the open file descriptions are shared with the helper and with PID 1) and close-on-exec.
-    const std::vector<std::pair<std::string, ScopedFd>>& externals() const { return externals_; }
+    pid_t helper_pid() const override { return helper_pid_; }
+    int helper_pidfd() const override { return helper_pidfd_.get(); }
+    int cgroup_fd() const override { return cgroup_fd_.get(); }
+    const std::string& cgroup_dir() const override { return cgroup_dir_; }
+    const std::vector<std::pair<std::string, ScopedFd>>& externals() const override { return externals_; }
+    bool has_fresh_directories() const override { return true; }
+    Result<uint64_t> undo_by_ending_all() override;
 
     // Makes `main_pid` (alive, a child of PID 1, in the unit's cgroup) the unit's main process and the
     // unit active; the helper leaves; `commit` lets the tasks run (BuiltForest::commit(): up to there they
@@ -67,7 +66,7 @@ class StagedUnit {
     // Should we die before `commit`, the tasks die with us, and the undo takes the unit off the stage while
     // the drop-in, still there, makes that a clean end: nothing of the image has run.
     Result<void> hand_over(pid_t main_pid, const std::function<Result<void>()>& commit, Steps& steps,
-                           Deadline deadline);
+                           Deadline deadline) override;
 
     // Undoes everything; also done by the destructor.
     Result<void> abandon();

@@ -269,17 +269,17 @@ Result<uint64_t> Systemd::number(const std::string& unit, std::string_view inter
     const char* contents = nullptr;
     r = sd_bus_message_peek_type(reply.get(), nullptr, &contents);
     std::string_view type = r > 0 && contents ? contents : "";
-    if (type != "u" && type != "t")
+    if (type != "u" && type != "t" && type != "i")
         return fail(ErrorKind::kInternal, unit, fmt::format("{} is not a number", property));
     if ((r = sd_bus_message_enter_container(reply.get(), 'v', contents)) < 0)
         return bad_reply(unit, property, r);
     uint32_t narrow = 0;
     uint64_t wide = 0;
-    r = type == "u" ? sd_bus_message_read(reply.get(), "u", &narrow)
-                    : sd_bus_message_read(reply.get(), "t", &wide);
+    r = type == "t" ? sd_bus_message_read(reply.get(), "t", &wide)
+                    : sd_bus_message_read_basic(reply.get(), contents[0], &narrow);
     if (r < 0)
         return bad_reply(unit, property, r);
-    return type == "u" ? narrow : wide;
+    return type == "t" ? wide : narrow;
 }
 
 Result<bool> Systemd::boolean(const std::string& unit, std::string_view interface,

@@ -3,6 +3,7 @@
 
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <csignal>
 #include <dirent.h>
 #include <fcntl.h>
@@ -28,23 +29,17 @@ Error bad_arguments(const char* kind) {
     return Error{ErrorKind::kInternal, kind, "wrong arguments in the journal", {}, 0, {}};
 }
 
-Result<void> kill_process(const UndoArgs& args) {
+template <typename Number>
+bool parse_number(const std::string& text, Number& number) {
+    return std::from_chars(text.data(), text.data() + text.size(), number).ec == std::errc();
+}
+
+Result<void> kill_recorded(const UndoArgs& args) {
     pid_t pid = 0;
-    if (args.size() != 2 ||
-        std::from_chars(args[0].data(), args[0].data() + args[0].size(), pid).ec != std::errc() ||
-        pid <= 1)
+    uint64_t start = 0;
+    if (args.size() != 2 || !parse_number(args[0], pid) || !parse_number(args[1], start) || pid <= 1)
         return tl::unexpected(bad_arguments(kKillProcess));
-    // The pidfd first: it keeps naming the same process while the start time is compared.
-    ScopedFd handle(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-    auto start = process_start_time(pid);
-    if (!handle || !start || std::to_string(*start) != args[1])
-        return {};
-    if (syscall(SYS_pidfd_send_signal, handle.get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
-        return fail_errno(fmt::format("pid {}", pid), "cannot kill");
-    pollfd dead = {handle.get(), POLLIN, 0};
-    if (poll(&dead, 1, static_cast<int>(kDeathWait.count())) == 0)
-        return fail(ErrorKind::kTimeout, fmt::format("pid {}", pid), "does not die from SIGKILL");
-    return {};
+    return kill_process(pid, start);
 }
 
 Result<void> remove_children(int dir_fd, const std::string& path);
@@ -96,6 +91,20 @@ Result<void> empty_cgroup(const UndoArgs& args) {
 
 }  // namespace
 
+Result<void> kill_process(pid_t pid, uint64_t start_time) {
+    // The pidfd first: it keeps naming the same process while the start time is compared.
+    ScopedFd handle(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+    auto start = process_start_time(pid);
+    if (!handle || !start || *start != start_time)
+        return {};
+    if (syscall(SYS_pidfd_send_signal, handle.get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
+        return fail_errno(fmt::format("pid {}", pid), "cannot kill");
+    pollfd dead = {handle.get(), POLLIN, 0};
+    if (poll(&dead, 1, static_cast<int>(kDeathWait.count())) == 0)
+        return fail(ErrorKind::kTimeout, fmt::format("pid {}", pid), "does not die from SIGKILL");
+    return {};
+}
+
 Result<uint64_t> process_start_time(pid_t pid) {
     std::string path = fmt::format("/proc/{}/stat", pid);
     auto text = read_file(AT_FDCWD, path);
@@ -113,7 +122,7 @@ Result<uint64_t> process_start_time(pid_t pid) {
 }
 
 void add_core_undo_kinds(UndoTable& table) {
-    table.add(kKillProcess, kill_process);
+    table.add(kKillProcess, kill_recorded);
     table.add(kRemoveTree, remove_tree);
     table.add(kThawCgroup, thaw);
     table.add(kEmptyCgroup, empty_cgroup);

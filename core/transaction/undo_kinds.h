@@ -30,4 +30,7 @@ Result<uint64_t> undo_by_emptying(Journal& journal, const std::string& cgroup_di
 // one process of this boot. kGone when there is none.
 Result<uint64_t> process_start_time(pid_t pid);
 
+// SIGKILL for that process, and waits until it is dead; success when it is gone already.
+Result<void> kill_process(pid_t pid, uint64_t start_time);
+
 }  // namespace checkpointd

@@ -17,6 +17,7 @@
 #include "units/files_archive.h"
 #include "units/resolve.h"
 #include "units/stop.h"
+#include "units/suspend.h"
 #include "units/systemd.h"
 
 #include <fcntl.h>
@@ -84,6 +85,8 @@ class CheckpointJob {
     Result<void> commit();
     Result<void> go_on();
     Result<void> stop();
+    Result<void> suspend();
+    void have_no_way_back();
     Result<void> take_down();
     Result<void> mark_ready();
     Result<void> finish();
@@ -102,6 +105,7 @@ class CheckpointJob {
     std::optional<images::PendingImage> pending_;
     std::optional<CleanStop> stop_;
     std::optional<HeldForest> held_;
+    std::optional<Suspension> suspension_;  // gives up before the tasks go on
     CheckpointStats stats_;
     images::ImageInfo info_;
     std::chrono::steady_clock::time_point frozen_since_;
@@ -115,6 +119,10 @@ Result<void> CheckpointJob::prepare() {
     CKPT_TRY(steps_.enter("checkpoint.create-image"));
     CKPT_TRY(register_image());
     if (way_ == WayDown::kSnapshot) return {};
+    if (way_ == WayDown::kSuspend) {
+        suspension_.emplace(systemd_, journal_);
+        return suspension_->prepare(facts_, steps_);
+    }
     stop_.emplace(systemd_, journal_, facts_);
     return stop_->prepare(steps_);
 }
@@ -227,10 +235,24 @@ Result<void> CheckpointJob::stop() {
         steps_.no_way_back();
         return held_->kill();
     }));
+    have_no_way_back();
+    return {};
+}
+
+void CheckpointJob::have_no_way_back() {
     steps_.no_way_back();
     steps_.set_pulse(kForever, {});
     frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
-    return {};
+}
+
+// A placeholder becomes the main process; only then do the tasks end.
+Result<void> CheckpointJob::suspend() {
+    const auto deadline = steps_.deadline_of(Phase::kStop);
+    CKPT_TRY(suspension_->put_placeholder(facts_, held_->pids(), id_.text(), steps_, deadline));
+    return suspension_->end_tasks(steps_, deadline, [this] {
+        have_no_way_back();
+        return held_->kill();
+    });
 }
 
 // Commits the image and decides on the unit, in the order that the way needs.
@@ -240,11 +262,12 @@ Result<void> CheckpointJob::take_down() {
         return commit();
     }
     CKPT_TRY(commit());
-    return stop();
+    return way_ == WayDown::kSuspend ? suspend() : stop();
 }
 
 Result<void> CheckpointJob::finish() {
     if (stop_) CKPT_TRY(stop_->finish(steps_));
+    if (suspension_) CKPT_TRY(suspension_->finish(steps_));
     if (steps_.enter("checkpoint.retention")) keep_newest();
     return {};
 }

@@ -15,13 +15,13 @@ namespace checkpointd {
 inline constexpr const char* kUnitFactsName = "checkpointd-unit.json";
 inline constexpr const char* kUnitFilesName = "checkpointd-files.tar";
 
-// The unit goes to disk. Mode stop: it is inactive afterwards; snapshot: it goes on. On failure (with mode
-// stop: before the stop) the unit runs on as before and the store has no image; what is left to undo
-// stands in `journal`.
+// The unit goes to disk. Mode stop: it is inactive afterwards; suspend: it is active, with a placeholder;
+// snapshot: it goes on. On failure (before its tasks end) the unit runs on as before and the store has no
+// image; what is left to undo stands in `journal`.
 Result<JobResult> run_checkpoint(const JobRequest& request, Journal& journal, JobSteps& steps);
 
-// The unit comes back from its image. On failure no process of it exists, the unit is inactive and the
-// image is ready for another try.
+// The unit comes back from its image. On failure no process of it exists, the unit is inactive (or suspended,
+// as it was) and the image is ready for another try.
 Result<JobResult> run_restore(const JobRequest& request, Journal& journal, JobSteps& steps);
 
 // The plan of an image as text.

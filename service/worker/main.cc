@@ -19,6 +19,7 @@
 #include "service/protocol.h"
 #include "service/worker/jobs.h"
 #include "service/worker/settle.h"
+#include "units/suspend.h"
 #include "units/undo.h"
 
 namespace checkpointd {
@@ -28,6 +29,7 @@ UndoTable undo_table() {
     UndoTable table;
     add_core_undo_kinds(table);
     add_unit_undo_kinds(table);
+    add_suspend_undo_kinds(table);
     add_settle_undo_kinds(table);
     return table;
 }

@@ -16,6 +16,7 @@
 #include "units/pid_floor.h"
 #include "units/resolve.h"
 #include "units/stage.h"
+#include "units/suspend.h"
 #include "units/systemd.h"
 
 namespace checkpointd {
@@ -46,6 +47,7 @@ class RestoreJob {
     Result<void> open_image();
     void keep_pids_free() const;
     Result<void> stage();
+    Result<void> stage_beside(Placeholder placeholder);
     Result<void> put_files_back();
     RestoreRequest engine_request();
     Result<void> build();
@@ -62,7 +64,7 @@ class RestoreJob {
     std::optional<images::ImageDir> image_;
     images::ImageInfo info_;
     UnitFacts facts_;
-    std::optional<StagedUnit> staged_;
+    std::unique_ptr<UnitStage> staged_;
     std::optional<BuiltForest> forest_;
     RestoreStats stats_;
     pid_t main_pid_ = 0;
@@ -92,13 +94,26 @@ void RestoreJob::keep_pids_free() const {
 }
 
 Result<void> RestoreJob::stage() {
+    CKPT_ASSIGN(auto placeholder, find_placeholder(systemd_, facts_.id));
+    if (placeholder) return stage_beside(std::move(*placeholder));
     CKPT_ASSIGN(auto staged, StagedUnit::start(systemd_, journal_, facts_, StageOptions{}, steps_,
                                                steps_.deadline_of(Phase::kStart)));
-    staged_.emplace(std::move(staged));
+    staged_ = std::make_unique<StagedUnit>(std::move(staged));
+    return {};
+}
+
+Result<void> RestoreJob::stage_beside(Placeholder placeholder) {
+    if (placeholder.image() != id_.text())
+        return fail(ErrorKind::kConflict, facts_.id,
+                    fmt::format("it is suspended, on image {}", placeholder.image()),
+                    "restore that one, or stop the unit first");
+    CKPT_ASSIGN(staged_, SuspendedUnit::open(systemd_, journal_, facts_, std::move(placeholder), steps_,
+                                             steps_.deadline_of(Phase::kStart)));
     return {};
 }
 
 Result<void> RestoreJob::put_files_back() {
+    if (!staged_->has_fresh_directories()) return {};
     auto archive = open_at(image_->fd(), kUnitFilesName, O_RDONLY);
     if (!archive && archive.error().errno_code == ENOENT) return {};
     if (!archive) return tl::unexpected(std::move(archive).error());
@@ -128,7 +143,7 @@ Result<void> RestoreJob::build() {
 // So they run all at once, by the thaw of their cgroup, or not at all.
 Result<void> RestoreJob::run_at_once() {
     CKPT_ASSIGN(const uint64_t thaw, undo_by_thawing(journal_, staged_->cgroup_dir()));
-    CKPT_ASSIGN(const uint64_t empty, undo_by_emptying(journal_, staged_->cgroup_dir()));
+    CKPT_ASSIGN(const uint64_t empty, staged_->undo_by_ending_all());
     CKPT_ASSIGN(auto freeze, CgroupFreeze::freeze(staged_->cgroup_dir(),
                                                   steps_.deadline_of(Phase::kRebuild)));
     auto let_go = [&]() -> Result<void> {

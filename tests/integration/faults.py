@@ -19,8 +19,10 @@ import harness
 from harness import SOAK, TOP, Failed, case, check, check_equal, check_in, wait_for
 
 INSIDE = "/usr/local/lib/faults_inside.py"
+PLACEHOLDER = "/usr/libexec/checkpointd/placeholder"
 STORE, JOBS = "/var/lib/checkpointd", "/run/checkpointd/jobs"
-NO_WAY_BACK = {"checkpoint": "units.stop.stop-unit", "snapshot": "checkpoint.mark-ready", "restore": "restore.run"}
+NO_WAY_BACK = {"checkpoint": "units.stop.stop-unit", "snapshot": "checkpoint.mark-ready",
+               "suspend": "units.suspend.end-tasks", "resume": "restore.run", "restore": "restore.run"}
 SUBJECTS = 3
 # A fault is told by what it says, or by the state of its job.
 SAYS = {"fail": "injected fault", "enospc": "No space left", "kill": "", "hang": ""}
@@ -252,6 +254,56 @@ class Subject:
             self.check_fault(reply, step, action, when)
         self.check_untouched(reply, f"after {when}")
 
+    def check_suspended(self, look, when):
+        """Active as before, nothing in it but the placeholder."""
+        when = f"{self.unit}, {when}"
+        main = look["unit"]["MainPID"]
+        check_equal((len(look["ours"]), look["pids"]), (1, [int(main)]), f"{when}: a placeholder is all there is")
+        check(look["ours"][0].startswith(f"{main} {PLACEHOLDER} "), f"{when}: the placeholder", look["ours"])
+        check_equal(look["copies"], [], f"{when}: processes of the program")
+        self.check_clean({**look, "ours": []}, when)
+        for key in ("ActiveState", "SubState", "Result", "NRestarts", "InvocationID"):
+            check_equal(look["unit"][key], self.up["unit"][key], f"{when}: {key}")
+        check_equal(look["freeze"], "0", f"{when}: cgroup.freeze")
+
+    def suspend(self):
+        reply = self.crctl("checkpoint", "--mode", "suspend", counter="counter_now")
+        check_equal(reply["crctl"]["code"], 0, f"a suspension of {self.unit}: {reply['crctl']['err']}")
+        self.last = reply["counter"]
+        self.images = {reply["job"]["Image"].split("/")[1]: "ready"}
+        self.check_suspended(reply["look"], "after a suspension")
+        return reply["job"]
+
+    def resume(self, when="resumed"):
+        invocation = self.up["unit"]["InvocationID"]
+        job = self.restore(when)
+        check_equal(self.up["unit"]["InvocationID"], invocation, f"{when}: it is the same invocation")
+        return job
+
+    def fault_in_suspend(self, step, action, is_late):
+        when = f"{action} at {step} of a suspension"
+        reply = self.crctl("checkpoint", "--x-fault", f"step={step},action={action}", "--mode", "suspend",
+                           counter="counter_now" if is_late else "counter")
+        if not is_late:
+            self.check_fault(reply, step, action, when)
+            return self.check_untouched(reply, f"after {when}")
+        self.images = {image: self.images.get(image, "ready") for image in reply["look"]["images"]}
+        self.last = reply["counter"]
+        self.check_suspended(reply["look"], f"after {when}")
+        self.resume(f"after {when}")
+
+    def fault_in_resume(self, step, action, is_late):
+        when = f"{action} at {step} of a resumption"
+        reply = self.inject("restore", step, action)
+        if not is_late:
+            self.check_fault(reply, step, action, when)
+            return self.check_suspended(reply["look"], f"after {when}")
+        invocation = self.up["unit"]["InvocationID"]
+        self.images = {image: "consumed" for image in self.images}
+        reply["counter"] = self.ask(counter=self.folder)["counter"]
+        self.check_restored(reply, f"after {when}")
+        return check_equal(self.up["unit"]["InvocationID"], invocation, f"after {when}: it is the same invocation")
+
     def fault_in_restore(self, step, action, is_late):
         """Found and left inactive with an image that is ready, unless `is_late`: then it runs."""
         when = f"{action} at {step}"
@@ -372,11 +424,14 @@ class Stage:
             self.recorded["restore"] = Steps("restore", first.steps(first.restore()))
         return self.recorded[verb]
 
-    def snapshot_steps(self):
-        if "snapshot" not in self.recorded:
+    def steps_of_mode(self, name):
+        """Of a snapshot, a suspension, or the way back from one (resume)."""
+        if name not in self.recorded:
             first = self.subject("1")
-            self.recorded["snapshot"] = Steps("snapshot", first.steps(first.snapshot()))
-        return self.recorded["snapshot"]
+            ways = ("snapshot",) if name == "snapshot" else ("suspend", "resume")
+            for way in ways:
+                self.recorded[way] = Steps(way, first.steps(getattr(first, way)()))
+        return self.recorded[name]
 
     def relay(self):
         """The other service and its steps."""
@@ -475,15 +530,50 @@ def every_step_of_a_restore(t):
             subject.restore("after all of them")
 
 
+def actions_of_mode(step):
+    """A failure takes the way of the journal, as a death does; three steps show it where time is short."""
+    some = ("units.suspend.end-tasks", "units.resume.free-numbers", "restore.run")
+    return ("fail", "kill") if SOAK or step in some else ("kill",)
+
+
 @case
 def every_step_of_a_snapshot(t):
     """What it shares with a checkpoint is gone through there; here is what comes with the unit going on."""
     at = stage(t)
-    steps = at.snapshot_steps()
+    steps = at.steps_of_mode("snapshot")
     some = samples(steps, "checkpoint.memory", "checkpoint.go-on", "checkpoint.commit", "checkpoint.mark-ready",
                    "checkpoint.retention")
     items = [(step, action) for step in some for action in ("fail", "kill")]
     at.share(items, lambda subject, item: subject.fault_in_snapshot(*item, steps.is_late(item[0])))
+
+
+@case
+def every_step_of_a_suspension(t):
+    at = stage(t)
+    steps = at.steps_of_mode("suspend")
+    own = [step for step in steps.names if step.startswith("units.suspend.")]
+    some = samples(steps, "checkpoint.memory", *own, "checkpoint.mark-ready")
+    items = [(step, action) for step in some for action in actions_of_mode(step)]
+    at.share(items, lambda subject, item: subject.fault_in_suspend(*item, steps.is_late(item[0])))
+
+
+@case
+def every_step_of_a_resumption(t):
+    at = stage(t)
+    steps = at.steps_of_mode("resume")
+    own = [step for step in steps.names if step.startswith("units.resume.")]
+    some = samples(steps, *own, "restore.check", "restore.memory", "restore.registers", "restore.commit", "restore.run",
+                   "restore.mark-consumed")
+
+    def work(subject, step):
+        for action in actions_of_mode(step):
+            if subject.look()["look"]["copies"]:
+                subject.suspend()
+            subject.fault_in_resume(step, action, steps.is_late(step))
+        if not steps.is_late(step):
+            subject.resume(f"at a second try, {step}")
+
+    at.share(some, work)
 
 
 @case
@@ -812,7 +902,8 @@ def processes_and_sockets(t):
 @case
 def every_step_in_the_source_is_gone_through(t):
     at = stage(t)
-    gone_through = [at.steps("checkpoint"), at.steps("restore"), at.snapshot_steps(), *at.relay()[1].values()]
+    gone_through = [at.steps("checkpoint"), at.steps("restore"),
+                    *map(at.steps_of_mode, ("snapshot", "suspend", "resume")), *at.relay()[1].values()]
     seen = {name for steps in gone_through for name in steps.names}
     said = set()
     for room in ("core", "units", "service"):

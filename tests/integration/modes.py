@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The ways down that leave a unit up: a snapshot, after which it goes on."""
+"""The ways down that leave a unit up: a snapshot, after which it goes on, and a suspension in place."""
 import json
 
 import harness
@@ -82,6 +82,18 @@ class Beat:
     def images(self):
         listed = self.host.run("crctl", "--json", "list", self.unit).json()
         return {image["Id"].split("/")[1]: image["State"] for image in listed}
+
+
+# Who has a number now, told by taking it: clone3(2) with set_tid. A child that is born ends at once.
+TAKE = """import ctypes, os, sys
+number = ctypes.c_int(int(sys.argv[1]))
+args = (ctypes.c_uint64 * 11)(*[0] * 4, 17, *[0] * 3, ctypes.addressof(number), 1, 0)
+libc = ctypes.CDLL(None, use_errno=True)
+pid = libc.syscall(435, ctypes.byref(args), ctypes.sizeof(args))
+if pid == 0: os._exit(0)
+print(os.strerror(ctypes.get_errno()) if pid < 0 else "taken")
+if pid > 0: os.waitpid(pid, 0)
+"""
 
 
 def crctl(host, *words, code=0):
@@ -185,6 +197,168 @@ def snapshot_of_redis(t):
     crctl(host, "restore", unit)
     check_equal((redis("dbsize"), redis("exists", "later")), ("20000", "0"), "keys of the moment of the snapshot")
     check_equal(host.main_pid(unit), pid, "its main process after the restore")
+    host.run("systemctl", "stop", unit)
+
+
+def memory_of(host, unit):
+    """KiB of all processes of a unit, and how many they are."""
+    group = host.unit(unit, "ControlGroup")["ControlGroup"]
+    out = host.sh(f"for pid in $(cat /sys/fs/cgroup{group}/cgroup.procs); do "
+                  "sed -n 's/^RssAnon:\\s*\\([0-9]*\\).*/\\1/p' /proc/$pid/status; done").out
+    sizes = [int(size) for size in out.split()]
+    return sum(sizes), len(sizes)
+
+
+def suspend(host, beat):
+    """Takes a unit that beats down in place, and looks at what is left of it."""
+    before, shown, (memory, _) = beat.moves("before a suspension"), beat.shown(), memory_of(host, beat.unit)
+    job = crctl(host, "checkpoint", beat.unit, "--mode", "suspend")
+    check_suspended(host, beat, before, shown)
+    left, processes = memory_of(host, beat.unit)
+    print(f"        {beat.unit}: {job['Bytes'] >> 20} MiB on disk, {memory} KiB of memory before, {left} KiB now",
+          flush=True)
+    check(memory > 40_000 and left < 200 and processes == 1, "its memory is free", (memory, left, processes))
+    return before, shown
+
+
+def check_suspended(host, beat, before, shown):
+    now = beat.shown()
+    check_equal((now["ActiveState"], now["SubState"], now["Result"], now["NRestarts"]),
+                ("active", "running", "success", shown["NRestarts"]), "a suspended unit")
+    for key in ("InvocationID", "DropInPaths", "NeedDaemonReload", "ActiveEnterTimestampMonotonic"):
+        check_equal(now[key], shown[key], f"{key} of a suspended unit")
+    check_equal(now["StatusText"], "Suspended by checkpointd", "what it says of itself")
+    check(now["MainPID"] not in ("0", shown["MainPID"]), "a placeholder is its main process", now)
+    check_equal(host.read(f"/proc/{now['MainPID']}/comm"), "suspended\n", "the placeholder's name")
+    check_equal(host.run("python3", "-c", TAKE, shown["MainPID"]).out, "File exists\n", "its PID is taken by nobody")
+    check_in(before["n"], range(beat.state()["n"] + 1), "it stands still since")
+    check_equal(list(beat.images().values())[:1], ["ready"], "its image")
+    return now
+
+
+def check_resumed(host, beat, before, shown, stood):
+    """It goes on from where it stood, and systemd has it as it was."""
+    wait_for(lambda: beat.state()["n"] > stood["n"], "it beats again")
+    now = check_back(beat, before, stood, "resumed")
+    check(stood["n"] < now["n"] < stood["n"] + 3000, f"it goes on from {stood['n']}", now)
+    check_equal(beat.shown(), shown, "what systemd says of it: as before it was suspended")
+    check_equal(list(beat.images().values()), ["consumed"], "its images")
+    return now
+
+
+def crash(host, beat):
+    """systemd still notices how it ends."""
+    host.run("kill", "-SEGV", str(host.main_pid(beat.unit)))
+    wait_for(lambda: beat.shown()["NRestarts"] == "1" and beat.shown()["ActiveState"] == "active",
+             "its crash is noticed, and it is started anew", 20)
+    host.run("systemctl", "stop", beat.unit)
+
+
+@case
+def suspend_and_resume_a_plain_service(t):
+    """NotifyAccess=none: PID 1 is made to listen, and is as before afterwards."""
+    host = t.host()
+    beat = Beat(host, "plain", "StateDirectory=modes-plain\nRestart=always\nRestartSec=100ms", "/var/lib/modes-plain")
+    dependants = {"requires": "Requires", "binds": "BindsTo", "part": "PartOf"}
+    for name, relation in dependants.items():
+        host.write(f"/etc/systemd/system/modes-{name}.service",
+                   f"[Unit]\n{relation}={beat.unit}\nAfter={beat.unit}\n[Service]\nExecStart=/bin/sleep infinity\n")
+    beat.start()
+    host.run("systemctl", "start", *(f"modes-{name}.service" for name in dependants))
+    mains = {name: host.main_pid(f"modes-{name}.service") for name in dependants}
+    before, shown = suspend(host, beat)
+    host.run("systemctl", "stop", "checkpointd.service")  # nothing of it is needed meanwhile
+    host.sh(f"systemctl kill -s HUP {beat.unit}; systemctl kill -s USR1 {beat.unit}; sleep 0.2")
+    check_suspended(host, beat, before, shown)
+    refused = crctl(host, "checkpoint", beat.unit, code=4)
+    check_in("it is suspended, on image", refused.err, "a checkpoint of a suspended unit")
+    stood = beat.state()
+    crctl(host, "restore", beat.unit)
+    check_resumed(host, beat, before, shown, stood)
+    check_equal({name: host.main_pid(f"modes-{name}.service") for name in dependants}, mains, "units that need it")
+    crash(host, beat)
+
+
+@case
+def suspend_and_resume_a_watched_service(t):
+    host = t.host()
+    beat = Beat(host, "watched", "Type=notify\nWatchdogSec=2\nStateDirectory=modes-watched\nRestart=always\n"
+                "RestartSec=100ms", "/var/lib/modes-watched")
+    beat.start()
+    before, shown = suspend(host, beat)
+    stood = beat.state()
+    host.run("sleep", "5")  # more than twice the watchdog's time
+    check_suspended(host, beat, before, shown)
+    crctl(host, "restore", beat.unit)
+    check_resumed(host, beat, before, shown, stood)
+    host.run("sleep", "3")
+    check_equal(beat.shown()["NRestarts"], "0", "its own watchdog messages count again")
+    crash(host, beat)
+
+
+@case
+def suspend_and_resume_a_strict_service(t):
+    host = t.host()
+    beat = Beat(host, "strict", "DynamicUser=yes\nPrivateTmp=yes\nRuntimeDirectory=modes-strict\n"
+                "ProtectSystem=strict\nProtectHome=yes\nPrivateDevices=yes\nNoNewPrivileges=yes\n"
+                "SystemCallFilter=@system-service\nCapabilityBoundingSet=\nRestart=always\nRestartSec=100ms",
+                "/run/modes-strict")
+    beat.start()
+    host.sh(f"echo kept >/proc/{host.main_pid(beat.unit)}/root/tmp/file")
+    before, shown = suspend(host, beat)
+    placeholder = host.main_pid(beat.unit)
+    status = host.sh(f"grep -E '^(Uid|CapEff|NoNewPrivs):' /proc/{placeholder}/status").out.split()
+    check(status[1] != "0" and status[6] == "0000010000000000" and status[8] == "1",
+          "the placeholder has the unit's user and one capability", status)
+    check_equal(host.read(f"/proc/{placeholder}/root/tmp/file"), "kept\n", "its /tmp, by the placeholder's namespace")
+    stood = beat.state()
+    crctl(host, "restore", beat.unit)
+    check_resumed(host, beat, before, shown, stood)
+    check_equal(host.read(f"/proc/{host.main_pid(beat.unit)}/root/tmp/file"), "kept\n", "its /tmp")
+    host.run("systemctl", "stop", beat.unit)
+
+
+@case
+def suspended_units_can_be_stopped(t):
+    """The image stays ready, as the only copy; and the unit comes back from it as from any other."""
+    host = t.host()
+    for signal in ("SIGTERM", "SIGUSR2"):
+        beat = Beat(host, "plain", f"StateDirectory=modes-plain\nKillSignal={signal}\nRestart=always",
+                    "/var/lib/modes-plain")
+        beat.start()
+        before, shown = suspend(host, beat)
+        stood, began = beat.state(), host.sh("cut -d' ' -f1 /proc/uptime").out
+        host.run("systemctl", "stop", beat.unit)
+        now = beat.shown()
+        check_equal((now["ActiveState"], now["Result"]), ("inactive", "success"), f"stopped by {signal}")
+        check(float(host.sh("cut -d' ' -f1 /proc/uptime").out) - float(began) < 20, "it ended at once")
+        wait_for(lambda pid=shown["MainPID"]: not host.exists(f"/proc/{pid}"), "its numbers are free")
+        check_equal(list(beat.images().values()), ["ready"], "its images")
+        crctl(host, "restore", beat.unit)
+        wait_for(lambda beat=beat, stood=stood: beat.state()["n"] > stood["n"], "it beats again")
+        check_back(beat, before, stood, "restored after it was suspended and stopped")
+        host.run("systemctl", "stop", beat.unit)
+
+
+@case
+def suspend_redis(t):
+    host, unit = t.host(), "redis-server.service"
+    host.drop_in(unit, "[Service]\nPrivateUsers=no\n")
+    host.run("systemctl", "start", unit)
+    redis = lambda *words: host.run("redis-cli", "-e", *words).out.strip()
+    redis("config", "set", "save", "")
+    redis("eval", "for i = 1, 20000 do redis.call('set', 'key:' .. i, 'value ' .. i) end", "0")
+    shown = host.unit(unit, "MainPID", "InvocationID", "NRestarts", "StatusText", "ActiveState")
+    threads = host.run("ls", f"/proc/{shown['MainPID']}/task").out.split()
+    crctl(host, "checkpoint", unit, "--mode", "suspend")
+    check(len(threads) > 1, "redis has threads", threads)
+    for tid in threads:
+        check_equal(host.run("python3", "-c", TAKE, tid).out, "File exists\n", f"thread {tid}: its number")
+    check_equal(host.unit(unit, "InvocationID", "ActiveState"),
+                {"InvocationID": shown["InvocationID"], "ActiveState": "active"}, "redis while suspended")
+    crctl(host, "restore", unit)
+    check_equal(redis("dbsize"), "20000", "keys")
+    check_equal(host.unit(unit, *shown), shown, "what systemd says of it")
     host.run("systemctl", "stop", unit)
 
 

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "units/suspend_undo.h"
+
+#include <charconv>
+
+#include "core/kernel/liveness.h"
+#include "core/transaction/undo_kinds.h"
+#include "units/placeholder.h"
+#include "units/suspend.h"
+#include "units/systemd.h"
+#include "units/unit_process.h"
+
+namespace checkpointd {
+namespace {
+
+constexpr const char* kTakeBack = "units.take-back";
+constexpr const char* kHoldNumbers = "units.hold-numbers";
+constexpr const char* kEndRestored = "units.end-restored";
+constexpr const char* kFinishResume = "units.finish-resume";
+constexpr auto kPatience = std::chrono::seconds(30);
+
+Deadline soon() {
+    return std::chrono::steady_clock::now() + kPatience;
+}
+
+// A process by its PID and start time, as the journal holds it.
+struct Recorded {
+    pid_t pid = 0;
+    uint64_t start = 0;
+    Result<bool> lives() const { return process_lives(pid, start); }
+};
+
+Result<uint64_t> parse(const std::string& text) {
+    uint64_t value = 0;
+    auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size())
+        return fail(ErrorKind::kInternal, "undo", "wrong arguments in the journal");
+    return value;
+}
+
+Result<Recorded> parse_process(const UndoArgs& args, size_t at) {
+    if (args.size() < at + 2)
+        return fail(ErrorKind::kInternal, "undo", "wrong arguments in the journal");
+    CKPT_ASSIGN(uint64_t pid, parse(args[at]));
+    CKPT_ASSIGN(uint64_t start, parse(args[at + 1]));
+    return Recorded{static_cast<pid_t>(pid), start};
+}
+
+// PLACEHOLDER, its START, MAIN PID, its START (0 0: not known), UNIT, CGROUP DIRECTORY, STATUS.
+struct RecordedPair {
+    Recorded placeholder, main;
+    std::string unit, cgroup_dir, status;
+};
+
+Result<RecordedPair> parse_pair(const UndoArgs& args) {
+    if (args.size() != 7)
+        return fail(ErrorKind::kInternal, "undo", "wrong arguments in the journal");
+    CKPT_ASSIGN(Recorded placeholder, parse_process(args, 0));
+    CKPT_ASSIGN(Recorded main, parse_process(args, 2));
+    return RecordedPair{placeholder, main, args[4], args[5], args[6]};
+}
+
+Result<uint64_t> add_pair(Journal& journal, const char* kind, const PlaceholderPair& pair) {
+    CKPT_ASSIGN(uint64_t placeholder, process_start_time(pair.placeholder));
+    uint64_t main = 0;
+    if (pair.main_pid != 0) {
+        CKPT_ASSIGN(main, process_start_time(pair.main_pid));
+    }
+    return journal.add(kind, {std::to_string(pair.placeholder), std::to_string(placeholder),
+                              std::to_string(pair.main_pid), std::to_string(main), pair.unit,
+                              pair.cgroup_dir, pair.status});
+}
+
+Result<bool> is_main(Systemd& systemd, const RecordedPair& pair, const Recorded& process) {
+    CKPT_ASSIGN(uint64_t now, systemd.number(pair.unit, "Service", "MainPID"));
+    return now == static_cast<uint64_t>(process.pid);
+}
+
+// Where the placeholder is the main process, the other one becomes it.
+Result<void> announce_main(Systemd& systemd, const RecordedPair& pair) {
+    CKPT_ASSIGN(bool stands_in, is_main(systemd, pair, pair.placeholder));
+    if (!stands_in)
+        return {};
+    CKPT_TRY(notify_as(pair.placeholder.pid,
+                       fmt::format("MAINPID={}\nSTATUS={}", pair.main.pid, pair.status)));
+    return poll_until(soon(), pair.unit, "systemd does not accept its main process",
+                      [&]() -> Result<bool> {
+                          CKPT_ASSIGN(bool lives, pair.main.lives());
+                          if (!lives)
+                              return true;
+                          CKPT_ASSIGN(bool still, is_main(systemd, pair, pair.placeholder));
+                          return !still;
+                      });
+}
+
+Result<void> hold_numbers(const Recorded& recorded) {
+    CKPT_ASSIGN(bool lives, recorded.lives());
+    if (!lives)
+        return {};
+    CKPT_ASSIGN(auto placeholder, Placeholder::find(recorded.pid));
+    if (!placeholder)
+        return {};
+    return placeholder->hold_numbers(soon());
+}
+
+// The unit as it is while it is suspended.
+Result<void> stay_suspended(const RecordedPair& pair) {
+    CKPT_TRY(kill_others(pair.cgroup_dir, pair.placeholder.pid, soon()));
+    return hold_numbers(pair.placeholder);
+}
+
+Result<void> take_back(const UndoArgs& args) {
+    CKPT_ASSIGN(RecordedPair pair, parse_pair(args));
+    CKPT_ASSIGN(bool placeholder_lives, pair.placeholder.lives());
+    if (!placeholder_lives)
+        return {};
+    CKPT_ASSIGN(Systemd systemd, Systemd::connect());
+    CKPT_ASSIGN(bool main_lives, pair.main.lives());
+    if (main_lives)
+        CKPT_TRY(announce_main(systemd, pair));
+    CKPT_ASSIGN(bool stands_in, is_main(systemd, pair, pair.placeholder));
+    if (stands_in)
+        return stay_suspended(pair);
+    return kill_process(pair.placeholder.pid, pair.placeholder.start);
+}
+
+Result<void> hold_again(const UndoArgs& args) {
+    CKPT_ASSIGN(Recorded placeholder, parse_process(args, 0));
+    return hold_numbers(placeholder);
+}
+
+// Without its placeholder the unit was ended by somebody else since: what it has now is not ours.
+Result<void> end_restored(const UndoArgs& args) {
+    CKPT_ASSIGN(RecordedPair pair, parse_pair(args));
+    CKPT_ASSIGN(bool lives, pair.placeholder.lives());
+    if (!lives)
+        return {};
+    return kill_others(pair.cgroup_dir, pair.placeholder.pid, soon());
+}
+
+Result<void> finish_resume(const UndoArgs& args) {
+    CKPT_ASSIGN(RecordedPair pair, parse_pair(args));
+    CKPT_ASSIGN(bool placeholder_lives, pair.placeholder.lives());
+    if (!placeholder_lives)
+        return {};
+    CKPT_ASSIGN(Systemd systemd, Systemd::connect());
+    CKPT_ASSIGN(bool main_lives, pair.main.lives());
+    if (main_lives)
+        CKPT_TRY(announce_main(systemd, pair));
+    CKPT_ASSIGN(bool stands_in, is_main(systemd, pair, pair.placeholder));
+    if (stands_in)
+        return stay_suspended(pair);
+    CKPT_ASSIGN(auto placeholder, Placeholder::find(pair.placeholder.pid));
+    return placeholder ? placeholder->dismiss(soon()) : Result<void>();
+}
+
+}  // namespace
+
+Result<uint64_t> undo_by_taking_back(Journal& journal, const PlaceholderPair& pair) {
+    return add_pair(journal, kTakeBack, pair);
+}
+
+Result<uint64_t> undo_by_holding_numbers(Journal& journal, pid_t placeholder) {
+    CKPT_ASSIGN(uint64_t start, process_start_time(placeholder));
+    return journal.add(kHoldNumbers, {std::to_string(placeholder), std::to_string(start)});
+}
+
+Result<uint64_t> undo_by_ending_restored(Journal& journal, const PlaceholderPair& pair) {
+    return add_pair(journal, kEndRestored, pair);
+}
+
+Result<uint64_t> undo_by_finishing(Journal& journal, const PlaceholderPair& pair) {
+    return add_pair(journal, kFinishResume, pair);
+}
+
+void add_suspend_undo_kinds(UndoTable& table) {
+    table.add(kTakeBack, take_back);
+    table.add(kHoldNumbers, hold_again);
+    table.add(kEndRestored, end_restored);
+    table.add(kFinishResume, finish_resume);
+}
+
+}  // namespace checkpointd
