@@ -21,6 +21,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include <utility>
 
 #include "core/base/io.h"
 #include "units/placeholder/commands.h"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <fcntl.h>
+#include <utility>
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"

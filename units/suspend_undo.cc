@@ -2,6 +2,7 @@
 #include "units/suspend_undo.h"
 
 #include <charconv>
+#include <chrono>
 
 #include "core/kernel/liveness.h"
 #include "core/transaction/undo_kinds.h"

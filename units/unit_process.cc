@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <vector>
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The ways down that leave a unit up: a snapshot, after which it goes on, and a suspension in place."""
+import concurrent.futures
 import json
 
 import harness
@@ -338,6 +339,44 @@ def suspended_units_can_be_stopped(t):
         wait_for(lambda beat=beat, stood=stood: beat.state()["n"] > stood["n"], "it beats again")
         check_back(beat, before, stood, "restored after it was suspended and stopped")
         host.run("systemctl", "stop", beat.unit)
+
+
+GREET = """import socket
+door, n = socket.socket(fileno=3), 0
+while True:
+    guest, _ = door.accept()
+    n += 1
+    guest.send(b"%d" % n)
+    guest.close()
+"""
+KNOCK = """import socket
+guest = socket.create_connection(("127.0.0.1", 7010), 5)
+open("/run/modes-knocked", "w").close()
+guest.settimeout(60)
+print(guest.recv(9).decode())"""
+
+
+@case
+def suspend_a_socket_activated_service(t):
+    """Who connects meanwhile waits in the queue of the listening socket, and is answered after the resumption."""
+    host, unit = t.host(), "modes-greet.service"
+    host.write("/opt/modes/greet.py", GREET)
+    host.write("/opt/modes/knock.py", KNOCK)
+    host.write(f"/etc/systemd/system/{unit}", "[Service]\nExecStart=/usr/bin/python3 /opt/modes/greet.py\n")
+    host.write("/etc/systemd/system/modes-greet.socket", "[Socket]\nListenStream=127.0.0.1:7010\n")
+    host.sh("systemctl daemon-reload; systemctl start modes-greet.socket")
+    knock = lambda: host.run("python3", "/opt/modes/knock.py").out
+    check_equal((knock(), knock()), ("1\n", "2\n"), "guests")
+    shown = host.unit(unit, "MainPID", "InvocationID")
+    crctl(host, "checkpoint", unit, "--mode", "suspend")
+    host.run("rm", "/run/modes-knocked")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(knock)
+        wait_for(lambda: host.exists("/run/modes-knocked"), "a guest is connected", 30)
+        crctl(host, "restore", unit)
+        check_equal(waiting.result(), "3\n", "the guest who came meanwhile")
+    check_equal(host.unit(unit, "MainPID", "InvocationID"), shown, "the unit as it was")
+    host.run("systemctl", "stop", unit, "modes-greet.socket")
 
 
 @case
