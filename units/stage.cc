@@ -37,6 +37,16 @@ bool is_ready_helper(pid_t pid, const struct stat& helper) {
     return (blocked & (1u << (SIGWINCH - 1))) != 0;  // its mark, see stage/helper.c
 }
 
+// What starts in a frozen slice waits in it (252), or PID 1 refuses the job (256 and newer).
+Result<void> check_slice_runs(Systemd& systemd, const UnitFacts& facts) {
+    CKPT_ASSIGN(std::string slice, systemd.text(facts.id, "Service", "Slice"));
+    CKPT_ASSIGN(std::string state, systemd.text(slice, "Unit", "FreezerState"));
+    if (state == "running")
+        return {};
+    return fail(ErrorKind::kConflict, facts.id, fmt::format("its slice {} is {}", slice, state),
+                fmt::format("systemctl thaw {}", slice));
+}
+
 Result<void> check_inactive(Systemd& systemd, const UnitFacts& facts) {
     CKPT_ASSIGN(std::string load_state, systemd.text(facts.id, "Unit", "LoadState"));
     if (load_state != "loaded")
@@ -52,6 +62,7 @@ Result<void> check_inactive(Systemd& systemd, const UnitFacts& facts) {
     if (type != facts.type)
         return fail(ErrorKind::kConflict, facts.id,
                     fmt::format("its Type= was {} at the checkpoint and is {} now", facts.type, type));
+    CKPT_TRY(check_slice_runs(systemd, facts));
     return state == "failed" ? systemd.reset_failed(facts.id) : Result<void>();
 }
 

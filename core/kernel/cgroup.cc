@@ -169,8 +169,29 @@ Result<std::vector<pid_t>> cgroup_threads(const std::string& path) {
     return sorted_ids(path, "cgroup.threads");
 }
 
+namespace {
+
+// What is frozen from above stays so when we thaw: nothing injected into it would ever run.
+Result<void> check_not_frozen_from_above(const std::string& path) {
+    for (std::string above = path; above.rfind('/') != std::string::npos;) {
+        above.resize(above.rfind('/'));
+        auto flag = read_file(AT_FDCWD, above + "/cgroup.freeze");
+        if (!flag)
+            return {};  // the root has none, see cgroup-v2.rst
+        if (flag->starts_with('1'))
+            return fail(ErrorKind::kConflict, path,
+                        fmt::format("the cgroup above it is frozen: {}", above),
+                        "thaw that one: systemctl thaw SLICE, or write 0 to its cgroup.freeze");
+    }
+    return {};
+}
+
+}  // namespace
+
 Result<CgroupFreeze> CgroupFreeze::freeze(const std::string& path, Clock::time_point deadline) {
     CKPT_ASSIGN(std::string before, read_file(AT_FDCWD, path + "/cgroup.freeze"));
+    if (!before.starts_with('1'))
+        CKPT_TRY(check_not_frozen_from_above(path));
     CgroupFreeze freeze(path, before.starts_with('1'));
     if (!freeze.was_frozen_)
         CKPT_TRY(write_flag(path + "/cgroup.freeze", "1"));

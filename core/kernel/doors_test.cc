@@ -86,6 +86,9 @@ TEST(Cgroup, FreezesThawsAndListsWhatIsBelow) {
             EXPECT_TRUE(again->was_frozen_before());
             ASSERT_TRUE(again->thaw());  // not its own to thaw
             EXPECT_TRUE(frozen());
+            Result<CgroupFreeze> below = CgroupFreeze::freeze(path + "/sub", deadline);
+            ASSERT_FALSE(below);  // its thaw would not make anything run
+            EXPECT_NE(below.error().text().find(path), std::string::npos);
         }
         EXPECT_FALSE(frozen());
     }

@@ -251,4 +251,35 @@ def an_active_unit_is_not_restored_over(t):
     check_equal(host.main_pid(kind.unit), pid, "the running one is untouched")
 
 
+@case
+def what_is_frozen_is_refused_at_once(t):
+    """By systemctl freeze, past which systemd 256 and newer let no job, and by a cgroup above the unit's."""
+    host, unit, flag = t.host(), "width-frozen.service", "/sys/fs/cgroup/width.slice/cgroup.freeze"
+    host.write(f"/etc/systemd/system/{unit}", "[Service]\nExecStart=/bin/sleep infinity\nSlice=width.slice\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", unit)
+    pid = host.main_pid(unit)
+    for freeze, thaw in ((f"systemctl freeze {unit}", f"systemctl thaw {unit}"),
+                         ("systemctl freeze width.slice", "systemctl thaw width.slice"),
+                         (f"echo 1 >{flag}", f"echo 0 >{flag}")):
+        host.sh(freeze)
+        outcome = host.run("crctl", "checkpoint", unit, check=False)
+        host.sh(thaw)
+        check_equal(outcome.code, 4, f"after {freeze}: {outcome.err}")
+        check_in("is frozen", outcome.err, f"after {freeze}: what is said")
+        check_in("thaw", outcome.err, f"after {freeze}: the remedy")
+        check_equal(host.unit(unit, "ActiveState", "MainPID"), {"ActiveState": "active", "MainPID": str(pid)},
+                    f"the unit after {freeze}")
+    host.run("crctl", "checkpoint", unit)
+    host.run("systemctl", "freeze", "width.slice")
+    outcome = host.run("crctl", "restore", unit, check=False)
+    host.run("systemctl", "thaw", "width.slice")
+    check_equal(outcome.code, 4, f"restore into a frozen slice: {outcome.err}")
+    check_in("its slice width.slice is frozen", outcome.err, "restore into a frozen slice")
+    check_equal(host.unit(unit)["ActiveState"], "inactive", "the unit whose restore was refused")
+    host.run("crctl", "restore", unit)
+    check_equal(host.main_pid(unit), pid, "restored when it was thawed")
+    host.run("systemctl", "stop", unit)
+
+
 harness.main()
