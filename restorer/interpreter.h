@@ -42,7 +42,7 @@ inline void stop_for_tracer(StopKind kind, uint64_t a, uint64_t b, uint64_t c) {
 
 namespace sys {  // numbers and structures of the kernel's interface; no libc header may enter here
 inline constexpr uint64_t kMmap = 9, kMunmap = 11, kMremap = 25, kExitGroup = 231, kFcntl = 72,
-                          kClose = 3, kPreadv = 295, kClone3 = 435;
+                          kClose = 3, kPreadv = 295, kClone3 = 435, kGettid = 186, kExit = 60;
 inline constexpr uint64_t kDupfdCloexec = 1030;
 inline constexpr uint64_t kMremapMaymoveFixed = 1 | 2;
 inline constexpr uint64_t kThreadFlags =  // VM | FS | FILES | SIGHAND | THREAD | SYSVSEM
@@ -238,21 +238,44 @@ class Interpreter {
     }
 
     int64_t make_thread(const Op& op) {
+        if (!(op.flags & kSteered))
+            return clone_thread(op, true);
+        uint64_t tid = value(op, 0);
+        while (true) {  // as long as the tracer finds it worth trying
+            stop_for_tracer(kWantsNumber, tid, 0, 0);
+            int64_t made = clone_thread(op, false);
+            if (made < 0 || static_cast<uint64_t>(made) == tid)
+                return made;
+        }
+    }
+
+    // A thread that did not get the number which it must have ends before it touches its stack: the next
+    // one is made on the same.
+    int64_t clone_thread(const Op& op, bool chosen) {
         int32_t tid = static_cast<int32_t>(value(op, 0));
         CloneArgs args{};
         args.flags = sys::kThreadFlags;
-        args.set_tid = reinterpret_cast<uint64_t>(&tid);
-        args.set_tid_size = 1;
+        args.set_tid = chosen ? reinterpret_cast<uint64_t>(&tid) : 0;
+        args.set_tid_size = chosen ? 1 : 0;
         args.stack_size = kBlobStackSize - 16;
         args.stack = stack_top(value(op, 2)) - kBlobStackSize;
         int64_t result;
         register uint64_t program asm("r12") = value(op, 1);
         register uint64_t header asm("r13") = reinterpret_cast<uint64_t>(&header_);
         register uint64_t entry asm("r14") = header_.blob_entry;
+        register uint64_t wanted asm("r15") = static_cast<uint64_t>(tid);
         asm volatile(
             "syscall\n\t"
             "test %%rax, %%rax\n\t"
             "jnz 1f\n\t"
+            "mov %[gettid], %%eax\n\t"
+            "syscall\n\t"
+            "cmp %%eax, %%r15d\n\t"
+            "je 2f\n\t"
+            "mov %[exit], %%eax\n\t"
+            "xor %%edi, %%edi\n\t"
+            "syscall\n"
+            "2:\n\t"
             "xor %%ebp, %%ebp\n\t"
             "push %%rbp\n\t"
             "mov %%r13, %%rdi\n\t"
@@ -260,7 +283,8 @@ class Interpreter {
             "jmp *%%r14\n"
             "1:"
             : "=a"(result)
-            : "a"(sys::kClone3), "D"(&args), "S"(sizeof(args)), "r"(program), "r"(header), "r"(entry)
+            : "a"(sys::kClone3), "D"(&args), "S"(sizeof(args)), "r"(program), "r"(header), "r"(entry),
+              "r"(wanted), [gettid] "i"(sys::kGettid), [exit] "i"(sys::kExit)
             : "rcx", "r11", "memory");
         return result;
     }

@@ -13,6 +13,7 @@
 #include "core/kernel/proc_task.h"
 #include "core/memory/page_images.h"
 #include "core/resources/files.h"
+#include "core/resources/user_namespace.h"
 #include "images/constants.h"
 #include "images/image_dir.h"
 #include "images/proto/namespaces.pb.h"
@@ -103,6 +104,7 @@ class Dump {
     Result<void> find_cgroup();
     Result<void> check_process(const SeizedProcess& process);
     Result<void> check_namespaces(const SeizedProcess& process);
+    Result<void> check_users(const SeizedProcess& process);
     Result<void> collect_process(SeizedProcess& process);
     Result<void> collect_ids(TaskImages& task);
     Result<void> write_task(const images::ImageDir& dir, PageImages& pages, const TaskImages& task);
@@ -110,6 +112,7 @@ class Dump {
     Result<void> write_tree(const images::ImageDir& dir);
     Result<void> write_common(const images::ImageDir& dir);
     Result<void> write_clocks(const images::ImageDir& dir);
+    Result<void> write_user_namespace(const images::ImageDir& dir);
     Result<void> write_inventory(const images::ImageDir& dir);
     void block(pid_t pid, std::string why, std::string remedy) {
         blockers_.push_back(
@@ -157,11 +160,28 @@ Result<void> Dump::check_namespaces(const SeizedProcess& process) {
     return {};
 }
 
+// Ids can only be chosen on the way into a user namespace (setgroups(2) is denied in systemd's), and the
+// threads are made when their process is in.
+Result<void> Dump::check_users(const SeizedProcess& process) {
+    CKPT_ASSIGN(UserNamespace users, read_user_namespace(process.pid));
+    if (!users)
+        return {};
+    CKPT_ASSIGN(ProcStatus leader, read_status(process.pid));
+    for (const SeizedThread& thread : process.threads) {
+        CKPT_ASSIGN(ProcStatus own, read_thread_status(process.pid, thread.tid()));
+        if (own.uids != leader.uids || own.gids != leader.gids || own.groups != leader.groups)
+            block(process.pid, fmt::format("its thread {} has other user or group ids than it", own.pid),
+                  "in a user namespace (PrivateUsers=) they must be the same");
+    }
+    return {};
+}
+
 Result<void> Dump::check_process(const SeizedProcess& process) {
     if (process.leader_exited)
         block(process.pid, "its first thread has ended and others run on",
               "the program must not leave main() by pthread_exit()");
-    return check_namespaces(process);
+    CKPT_TRY(check_namespaces(process));
+    return check_users(process);
 }
 
 Result<void> Dump::collect_ids(TaskImages& task) {
@@ -323,6 +343,19 @@ Result<void> Dump::write_clocks(const images::ImageDir& dir) {
     return dir.write_one(images::ImageType::kTimens, 0, entry);
 }
 
+Result<void> Dump::write_user_namespace(const images::ImageDir& dir) {
+    auto living = std::find_if(forest_.processes().begin(), forest_.processes().end(),
+                               [](const SeizedProcess& process) { return !process.zombie; });
+    if (living == forest_.processes().end())
+        return {};
+    CKPT_ASSIGN(UserNamespace users, read_user_namespace(living->pid));
+    if (!users)
+        return {};
+    images::task_kobj_ids_entry ids;
+    set_namespaces(ids);
+    return dir.write_one(images::ImageType::kUserns, ids.user_ns_id(), *users);
+}
+
 Result<void> Dump::write_inventory(const images::ImageDir& dir) {
     images::inventory_entry entry;
     entry.set_img_version(images::kImageVersion);
@@ -347,6 +380,7 @@ Result<void> Dump::write_common(const images::ImageDir& dir) {
     CKPT_TRY(write_tree(dir));
     CKPT_TRY(dir.write_one(images::ImageType::kSeccomp, 0, seccomp_.image()));
     CKPT_TRY(write_clocks(dir));
+    CKPT_TRY(write_user_namespace(dir));
     CKPT_TRY(files_.write(dir.fd()));
     return write_inventory(dir);
 }

@@ -186,6 +186,10 @@ Result<ForestImages> read_forest(const ImageDir& dir) {
     CKPT_ASSIGN(auto clocks, dir.read_all<images::timens_entry>(ImageType::kTimens));
     if (!clocks.empty())
         forest.clocks = std::move(clocks.front());
+    uint32_t user_namespace = forest.inventory.root_ids().user_ns_id();
+    CKPT_ASSIGN(auto users, dir.read_all<images::userns_entry>(ImageType::kUserns, user_namespace));
+    if (!users.empty())
+        forest.user_namespace = std::move(users.front());
     return forest;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/resources/user_namespace.h"
 #include "images/image_dir.h"
 #include "images/proto/core.pb.h"
 #include "images/proto/inventory.pb.h"
@@ -52,6 +53,7 @@ struct ForestImages {
     std::vector<TaskRecord> tasks;  // parents before children
     images::seccomp_entry seccomp;
     std::optional<images::timens_entry> clocks;
+    UserNamespace user_namespace;
 
     const TaskRecord* find(pid_t pid) const;
 };

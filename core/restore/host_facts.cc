@@ -77,6 +77,15 @@ uint64_t own_permitted() {
     return words[0].permitted | uint64_t{words[1].permitted} << 32;
 }
 
+// PR_CAPBSET_READ fails for those that there are not.
+uint64_t known_capabilities() {
+    uint64_t known = 0;
+    for (unsigned cap = 0; cap < 64; cap++)
+        if (prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0)
+            known |= uint64_t{1} << cap;
+    return known;
+}
+
 }  // namespace
 
 Result<HostFacts> host_facts() {
@@ -98,6 +107,7 @@ Result<HostFacts> host_facts() {
     facts.login = own_number("loginuid", 10);
     facts.coredump_filter = own_number("coredump_filter", 16);
     facts.permitted = own_permitted();
+    facts.all_capabilities = known_capabilities();
     facts.highest_descriptor = highest_descriptor();
     return facts;
 }

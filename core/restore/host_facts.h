@@ -33,6 +33,7 @@ struct HostFacts {
     std::optional<uint32_t> login;   // loginuid; none where the kernel has no audit
     std::optional<uint32_t> coredump_filter;
     uint64_t permitted = 0;          // capabilities
+    uint64_t all_capabilities = 0;   // that this kernel knows
     uint32_t highest_descriptor = 0;
 };
 

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <fmt/format.h>
 
@@ -53,7 +54,10 @@ class RestorePlanner {
   public:
     RestorePlanner(const RestoreRequest& request, images::ImageDir dir)
         : request_(request), dir_(std::move(dir)), result_(std::make_unique<RestorePlan>()),
-          plan_(result_->programs), agent_(plan_.new_program("agent")) {}
+          plan_(result_->programs), agent_(plan_.new_program("agent")),
+          outside_(plan_.new_program("from outside")) {
+        result_->outside_program = outside_.index();
+    }
 
     Result<std::unique_ptr<RestorePlan>> plan() {
         CKPT_ASSIGN(facts_, host_facts());
@@ -64,6 +68,7 @@ class RestorePlanner {
         MemoryPlanner memory(dir_, forest_, facts_, agent_, image_dir_, proc_);
         std::vector<Error> blockers;
         check_sharing(blockers);
+        check_users(blockers);
         memory.check(blockers);
         check_registers(blockers);
         if (auto shared = plan_shared(memory); !shared)
@@ -200,6 +205,28 @@ class RestorePlanner {
                 blockers.push_back(Error{ErrorKind::kUnsupported, task.object(),
                                          "shares its descriptors with another process", {}, 0, {}});
         }
+    }
+
+    // Whether the tasks get into a user namespace that fits, with the thread ids that they had.
+    void check_users(std::vector<Error>& blockers) const {
+        if (request_.imagined_namespaces)
+            return;
+        UserNamespace target;
+        if (request_.namespaces_of_pidfd) {
+            auto pid = pid_of_pidfd(*request_.namespaces_of_pidfd);
+            auto users = pid ? read_user_namespace(*pid) : tl::unexpected(std::move(pid).error());
+            if (!users)
+                return blockers.push_back(std::move(users).error());
+            target = std::move(*users);
+        }
+        if (auto fits = check_user_namespaces(forest_.user_namespace, target); !fits)
+            blockers.push_back(std::move(fits).error());
+        bool has_threads = std::any_of(forest_.tasks.begin(), forest_.tasks.end(),
+                                       [](const TaskRecord& task) { return !task.threads.empty(); });
+        if (target && has_threads && access("/proc/sys/kernel/ns_last_pid", W_OK) != 0)
+            blockers.push_back(Error{ErrorKind::kUnsupported, "/proc/sys/kernel/ns_last_pid",
+                                     "cannot be written, so threads in a user namespace do not get "
+                                     "their numbers back", {}, errno, {}});
     }
 
     static bool same_table(const TaskRecord* a, const TaskRecord* b) {
@@ -408,16 +435,19 @@ class RestorePlanner {
         CKPT_TRY(memory.plan_task(task, blob,
                                   [&](uint32_t id) { return files_->slot_of_file(id); }));
         CKPT_TRY(add_thread(planned, task, task.core, task.pid(), blob));
+        ThreadState main{task.pid(), task.pid(), task.core, task.object(),
+                         task.thread_extra(task.pid())};
+        if (forest_.user_namespace)
+            CKPT_TRY(enter_user_namespace(task, main, blob));
         CKPT_TRY(plan_threads(task, planned, blob));
         blob.barrier("memory and threads are there", kMemoryReplaced);
         CKPT_TRY(plan_signal_actions(task, planned, blob));
         CKPT_TRY(plan_limits(task, facts_, blob));
         splice(*parts_.at(task.pid()).late, blob);
-        CKPT_TRY(plan_fs(task, blob));
+        if (!forest_.user_namespace)
+            CKPT_TRY(plan_fs(task, blob));
         CKPT_TRY(plan_shared_signals(task, planned, blob));
-        CKPT_TRY(plan_thread({task.pid(), task.pid(), task.core, task.object(),
-                              task.thread_extra(task.pid())},
-                             planned, blob));
+        CKPT_TRY(plan_thread(main, planned, blob));
         blob.barrier("threads are ready", kThreadsReady);
         CKPT_TRY(plan_process_flags(task, blob));
         CKPT_TRY(plan_timers(task, facts_, blob));
@@ -426,6 +456,18 @@ class RestorePlanner {
                   {result_->descriptor_floor, ~0u, 0});
         splice(*parts_.at(task.pid()).last, blob);
         blob.barrier("finished", kFinished);
+        return {};
+    }
+
+    // A process with threads cannot enter a user namespace (setns(2)), and inside it has no privileges on
+    // this machine any more: what needs them comes before, or is done from outside.
+    Result<void> enter_user_namespace(const TaskRecord& task, const ThreadState& main, Program& blob) {
+        plan_raised_limits(task, facts_, blob);
+        CKPT_TRY(plan_fs(task, blob));
+        CKPT_TRY(plan_ids(main, blob));
+        if (namespaces_)
+            blob.call(fmt::format("pid {} user namespace", task.pid()), SYS_setns,
+                      {*namespaces_, CLONE_NEWUSER});
         return {};
     }
 
@@ -442,7 +484,7 @@ class RestorePlanner {
         for (const auto& [tid, core] : task.threads) {
             std::string object = fmt::format("pid {} tid {}", task.pid(), tid);
             Program& program = plan_.new_program(object + " blob");
-            blob.thread(object, tid, program, stack++);
+            blob.thread(object, tid, program, stack++, forest_.user_namespace.has_value());
             program.barrier("memory and threads are there", kMemoryReplaced);
             CKPT_TRY(plan_thread({task.pid(), tid, core, object, task.thread_extra(tid)}, planned,
                                  program));
@@ -456,10 +498,13 @@ class RestorePlanner {
 
     Result<void> plan_thread(const ThreadState& thread, PlannedTask& planned, Program& program) {
         CKPT_TRY(plan_thread_basics(thread, program));
-        CKPT_TRY(plan_schedule(thread, facts_, program));
+        bool inside = forest_.user_namespace.has_value();
+        CKPT_TRY(plan_schedule(thread, facts_, program, inside ? &outside_ : nullptr));
         CKPT_TRY(plan_pending_signals(thread, planned, program));
         CKPT_TRY(plan_filters(thread, forest_.seccomp, program));
-        return plan_credentials(thread, facts_, program);
+        if (!inside)
+            CKPT_TRY(plan_ids(thread, program));
+        return plan_capabilities(thread, inside ? facts_.all_capabilities : facts_.permitted, program);
     }
 
     Result<void> add_thread(PlannedTask& planned, const TaskRecord& task,
@@ -506,6 +551,7 @@ class RestorePlanner {
     std::unique_ptr<RestorePlan> result_;
     Plan& plan_;
     Program& agent_;
+    Program& outside_;
     HostFacts facts_;
     ForestImages forest_;
     FileImages file_images_;

@@ -32,8 +32,12 @@ struct RestoreRequest {
     int image_dir_fd = -1;
 
     // A pidfd of the process whose mount, uts, ipc, net and cgroup namespaces are joined where they
-    // differ from ours. None: everything is restored in our own namespaces.
+    // differ from ours, and whose user namespace the tasks enter. None: everything is restored in our own
+    // namespaces.
     std::optional<int> namespaces_of_pidfd;
+
+    // Only to be planned: namespaces are taken to be as the image needs them.
+    bool imagined_namespaces = false;
 
     // cgroup2 directory in which the tasks are born (CLONE_INTO_CGROUP), or -1 for our own.
     int cgroup_fd = -1;
@@ -99,6 +103,7 @@ struct PlannedTask {
 struct RestorePlan {
     Plan programs;
     uint32_t agent_program = 0;
+    uint32_t outside_program = 0;  // run by ourselves when all stand at the barrier kThreadsReady
     std::vector<PlannedTask> tasks;
     std::vector<pid_t> roots;     // tasks whose parent is not restored; the main process is the first
     std::vector<pid_t> helpers;   // temporary session and group leaders

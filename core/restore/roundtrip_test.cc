@@ -760,6 +760,172 @@ TEST_F(RoundTrip, OfFiltersThatThreadsShareOrNot) {
     }, 2);
 }
 
+// Enters a new user namespace with a mapping as systemd makes it for PrivateUsers=: root, `id` and nobody
+// else, groups not to be set. The map has to be written from outside.
+void enter_user_namespace(uid_t id) {
+    int gate[2];
+    if (pipe(gate) != 0)
+        _exit(1);
+    pid_t inside = getpid(), mapper = fork();
+    char byte = 0;
+    if (mapper == 0) {
+        if (read(gate[0], &byte, 1) == 1) {
+            std::ofstream(fmt::format("/proc/{}/setgroups", inside)) << "deny";
+            for (const char* map : {"uid_map", "gid_map"})
+                std::ofstream(fmt::format("/proc/{}/{}", inside, map)) << fmt::format("0 0 1\n{0} {0} 1\n", id);
+        }
+        _exit(0);
+    }
+    if (unshare(CLONE_NEWUSER) != 0 || write(gate[1], &byte, 1) != 1)
+        _exit(1);
+    close(gate[0]);
+    close(gate[1]);
+    waitpid(mapper, nullptr, 0);
+}
+
+// A process with a user namespace that the tasks can be restored into, as a unit's stage has it.
+class UserStage {
+  public:
+    explicit UserStage(uid_t id) {
+        int gate[2];
+        EXPECT_EQ(pipe2(gate, O_CLOEXEC), 0);
+        pid_ = fork();
+        if (pid_ == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            enter_user_namespace(id);
+            if (write(gate[1], "", 1) == 1)
+                for (;;)
+                    pause();
+            _exit(1);
+        }
+        char byte = 0;
+        EXPECT_EQ(read(gate[0], &byte, 1), 1);
+        close(gate[0]);
+        close(gate[1]);
+        pidfd_ = ScopedFd(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
+    }
+    ~UserStage() {
+        kill(pid_, SIGKILL);
+        waitpid(pid_, nullptr, 0);
+    }
+    int pidfd() const { return pidfd_.get(); }
+
+  private:
+    pid_t pid_ = -1;
+    ScopedFd pidfd_;
+};
+
+std::string user_namespace_of_self() {
+    return text_of("/proc/self/uid_map") + text_of("/proc/self/gid_map") + text_of("/proc/self/setgroups");
+}
+
+// What needs privileges on the machine, before they are given up: ids, a lower nice value, a directory
+// that nobody in the namespace may enter.
+void prepare_for_user_namespace() {
+    gid_t groups[] = {1000, 5000};
+    setgroups(2, groups);
+    setpriority(PRIO_PROCESS, 0, -7);
+    mkdir("closed", 0700);
+    if (chown("closed", 3000, 3000) != 0 || chdir("closed") != 0)
+        _exit(1);
+    enter_user_namespace(1000);
+    if (setresgid(1000, 1000, 1000) != 0 || setresuid(1000, 1000, 1000) != 0)
+        _exit(1);
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+constexpr size_t kUserThreads = 12;
+
+void live_in_user_namespace(Trip& trip, const std::string& dir) {
+    if (chdir(dir.c_str()) != 0)
+        _exit(1);
+    prepare_for_user_namespace();
+    std::vector<std::thread> threads;
+    std::mutex lock;
+    std::string users = user_namespace_of_self();
+    trip.expect(users.find("1000") != std::string::npos, "is in a user namespace");
+    for (size_t i = 0; i < kUserThreads; i++)
+        threads.emplace_back([&, i] {
+            setpriority(PRIO_PROCESS, 0, static_cast<int>(i) - 6);
+            std::string before = Credentials::mine().status;
+            ThreadTraits traits = ThreadTraits::mine();
+            Trip(dir).stand_still();
+            std::lock_guard guard(lock);
+            ThreadTraits::mine().expect_same(trip, traits);
+            trip.same(Credentials::mine().status, before, "a thread's credentials");
+        });
+    struct rlimit files{100, 200};
+    setrlimit(RLIMIT_NOFILE, &files);
+    std::string before = Credentials::mine().status;
+    trip.stand_still();
+    for (std::thread& thread : threads)
+        thread.join();
+    trip.same(user_namespace_of_self(), users, "the user namespace");
+    trip.same(Credentials::mine().status, before, "credentials");
+    trip.same(getpriority(PRIO_PROCESS, 0), -7, "nice");
+    trip.expect(std::filesystem::current_path().filename() == "closed", "the current directory");
+    getrlimit(RLIMIT_NOFILE, &files);
+    trip.same(files.rlim_cur + files.rlim_max, 300u, "limits");
+}
+
+class UserRoundTrip : public RoundTrip {
+  protected:
+    void go_down() {
+        const std::string dir = dir_;
+        pid_t pid = start([dir](Trip& trip) { live_in_user_namespace(trip, dir); });
+        CheckpointRequest request;
+        request.target = TreeTarget{pid};
+        checkpoint_and_kill(request, 1 + kUserThreads);
+    }
+};
+
+TEST_F(UserRoundTrip, OfAUserNamespace) {
+    go_down();
+    UserStage stage(1000);
+    build([&](RestoreRequest& request) { request.namespaces_of_pidfd = stage.pidfd(); });
+    if (!HasFatalFailure())
+        expect_good_reports(1);
+}
+
+// Others fork as fast as they can: some of the numbers are snatched away, and asked for again.
+TEST_F(UserRoundTrip, OfAUserNamespaceAmongManyForks) {
+    go_down();
+    UserStage stage(1000);
+    std::vector<pid_t> storm;
+    for (int i = 0; i < 2; i++)
+        if (storm.push_back(fork()); storm.back() == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            for (;;)
+                if (pid_t child = fork(); child == 0)
+                    _exit(0);
+                else
+                    waitpid(child, nullptr, 0);
+        }
+    build([&](RestoreRequest& request) { request.namespaces_of_pidfd = stage.pidfd(); });
+    for (pid_t pid : storm) {
+        kill(pid, SIGKILL);
+        waitpid(pid, nullptr, 0);
+    }
+    if (!HasFatalFailure())
+        expect_good_reports(1);
+}
+
+TEST_F(UserRoundTrip, IntoAnotherUserNamespaceIsRefused) {
+    go_down();
+    UserStage other(1001);
+    RestoreRequest request(silent_);
+    request.image_dir_fd = image_.get();
+    RestoreStats stats;
+    auto none = build_forest(request, stats);
+    ASSERT_FALSE(none);
+    EXPECT_NE(none.error().text().find("there is none now"), std::string::npos) << none.error().text();
+    request.namespaces_of_pidfd = other.pidfd();
+    auto wrong = build_forest(request, stats);
+    ASSERT_FALSE(wrong);
+    EXPECT_NE(wrong.error().text().find("1000 is 1000; now 0 is 0, 1001 is 1001"), std::string::npos)
+        << wrong.error().text();
+}
+
 TEST_F(RoundTrip, OfZombiesAndDeadLeaders) {
     round_trip([](Trip& trip) {
         pid_t exited = fork();

@@ -149,16 +149,19 @@ bool same_cpus(const std::string& a, const std::string& b) {
 }
 
 // Before the policy: a real-time thread has no timer slack (prctl(2)).
-void plan_schedule_extra(const ThreadState& thread, const HostFacts& facts, Program& program) {
+void plan_schedule_extra(const ThreadState& thread, const HostFacts& facts, Program& program,
+                         Program* outside) {
     constexpr int kThread = 1;  // IOPRIO_WHO_PROCESS
+    Program& privileged = outside != nullptr ? *outside : program;
+    pid_t who = outside != nullptr ? thread.tid : 0;
     const images::thread_extra_entry& extra = thread.extra;
     std::string cpus = possible_cpus(extra.cpus(), facts.cpus);
     if (!cpus.empty() && !same_cpus(cpus, facts.cpus))
-        program.try_call(thread.object + " CPU affinity", SYS_sched_setaffinity,
-                         {0, cpus.size(), program.plan().bytes(cpus.data(), cpus.size())});
+        privileged.try_call(thread.object + " CPU affinity", SYS_sched_setaffinity,
+                            {who, cpus.size(), program.plan().bytes(cpus.data(), cpus.size())});
     if (extra.has_io_priority() && extra.io_priority() != facts.io_priority)
-        program.call(thread.object + " I/O priority", SYS_ioprio_set,
-                     {kThread, 0, extra.io_priority()});
+        privileged.call(thread.object + " I/O priority", SYS_ioprio_set,
+                        {kThread, who, extra.io_priority()});
     if (extra.timer_slack_ns() != 0 && extra.timer_slack_ns() != facts.timer_slack_ns)
         program.call(thread.object + " timer slack", SYS_prctl,
                      {PR_SET_TIMERSLACK, extra.timer_slack_ns(), 0, 0, 0});
@@ -166,21 +169,24 @@ void plan_schedule_extra(const ThreadState& thread, const HostFacts& facts, Prog
 
 }  // namespace
 
-Result<void> plan_schedule(const ThreadState& thread, const HostFacts& facts, Program& program) {
+Result<void> plan_schedule(const ThreadState& thread, const HostFacts& facts, Program& program,
+                           Program* outside) {
     const images::thread_core_entry& core = thread.core.thread_core();
-    plan_schedule_extra(thread, facts, program);
+    Program& privileged = outside != nullptr ? *outside : program;
+    pid_t who = outside != nullptr ? thread.tid : 0;
+    plan_schedule_extra(thread, facts, program, outside);
     int policy = static_cast<int>(core.sched_policy());
     int plain = policy & ~SCHED_RESET_ON_FORK;
     bool real_time = plain == SCHED_FIFO || plain == SCHED_RR;
     if (core.has_sched_policy() && (policy != facts.policy || real_time)) {
         sched_param param{};
         param.sched_priority = real_time ? static_cast<int>(core.sched_prio()) : 0;
-        program.call(thread.object + " scheduler", SYS_sched_setscheduler,
-                     {0, policy, program.plan().object(param)});
+        privileged.call(thread.object + " scheduler", SYS_sched_setscheduler,
+                        {who, policy, program.plan().object(param)});
     }
     if (core.has_sched_nice() && core.sched_nice() != facts.nice)
-        program.call(thread.object + " nice", SYS_setpriority,
-                     {PRIO_PROCESS, 0, core.sched_nice()});
+        privileged.call(thread.object + " nice", SYS_setpriority,
+                        {PRIO_PROCESS, who, core.sched_nice()});
     return {};
 }
 
@@ -252,22 +258,28 @@ Result<void> plan_filters(const ThreadState& thread, const images::seccomp_entry
 // Order, from capabilities(7): with SECBIT_NO_SETUID_FIXUP a change of uids leaves the capabilities
 // alone; inheritable ones must be set while they are still in the bounding set; ambient ones need
 // permitted and inheritable; the final sets come last, because everything before needs privileges.
-Result<void> plan_credentials(const ThreadState& thread, const HostFacts& facts, Program& program) {
+Result<void> plan_ids(const ThreadState& thread, Program& program) {
     const images::creds_entry& creds = thread.core.thread_core().creds();
     if (!thread.core.thread_core().has_creds())
         return {};
     std::string label = thread.object + " credentials";
-    Plan& plan = program.plan();
-    uint64_t own = facts.permitted;
-    uint64_t inheritable = capability_set(creds.cap_inh());
     program.call(label, SYS_prctl, {PR_SET_SECUREBITS, 1u << SECURE_NO_SETUID_FIXUP, 0, 0, 0});
     std::vector<uint32_t> groups(creds.groups().begin(), creds.groups().end());
     program.call(label, SYS_setgroups,
-                 {groups.size(), plan.bytes(groups.data(), groups.size() * sizeof(uint32_t))});
+                 {groups.size(), program.plan().bytes(groups.data(), groups.size() * sizeof(uint32_t))});
     program.call(label, SYS_setresgid, {creds.gid(), creds.egid(), creds.sgid()});
     program.call(label, SYS_setfsgid, {creds.fsgid()});
     program.call(label, SYS_setresuid, {creds.uid(), creds.euid(), creds.suid()});
     program.call(label, SYS_setfsuid, {creds.fsuid()});
+    return {};
+}
+
+Result<void> plan_capabilities(const ThreadState& thread, uint64_t own, Program& program) {
+    const images::creds_entry& creds = thread.core.thread_core().creds();
+    if (!thread.core.thread_core().has_creds())
+        return {};
+    std::string label = thread.object + " credentials";
+    uint64_t inheritable = capability_set(creds.cap_inh());
     set_capabilities(label, program, own, own, inheritable);
     uint64_t bounding = capability_set(creds.cap_bnd());
     for (unsigned cap = 0; cap < 64; cap++)
@@ -386,6 +398,18 @@ Result<void> plan_timers(const TaskRecord& task, const HostFacts& facts, Program
     CKPT_TRY(plan_interval_timer(task, ITIMER_REAL, timers.real(), program));
     CKPT_TRY(plan_interval_timer(task, ITIMER_VIRTUAL, timers.virt(), program));
     return plan_interval_timer(task, ITIMER_PROF, timers.prof(), program);
+}
+
+void plan_raised_limits(const TaskRecord& task, const HostFacts& facts, Program& program) {
+    const auto& limits = task.core.tc().rlimits().rlimits();
+    for (int i = 0; i < limits.size() && i < static_cast<int>(facts.limits.size()); i++) {
+        rlimit raised = facts.limits[static_cast<size_t>(i)];
+        if (limits[i].max() <= raised.rlim_max)
+            continue;
+        raised.rlim_max = limits[i].max();
+        program.call(fmt::format("pid {} limit {}", task.pid(), i), SYS_prlimit64,
+                     {0, i, program.plan().object(raised), 0});
+    }
 }
 
 // Raising a hard limit needs CAP_SYS_RESOURCE, so only what differs is set. The soft limit of

@@ -21,18 +21,25 @@ struct ThreadState {
 
 // Emits into a thread's blob program, in the order in which they must run.
 Result<void> plan_thread_basics(const ThreadState& thread, Program& program);  // TLS-near state, name
-Result<void> plan_schedule(const ThreadState& thread, const HostFacts& facts, Program& program);
+// `outside` gets what needs privileges on this machine, which a thread in a user namespace has not; none:
+// the thread does all of it.
+Result<void> plan_schedule(const ThreadState& thread, const HostFacts& facts, Program& program,
+                           Program* outside);
 Result<void> plan_pending_signals(const ThreadState& thread, PlannedTask& planned,
                                   Program& program);
 // Filters are loaded while the tracer suspends them, before capabilities are given up.
 Result<void> plan_filters(const ThreadState& thread, const images::seccomp_entry& filters,
                           Program& program);
-Result<void> plan_credentials(const ThreadState& thread, const HostFacts& facts, Program& program);
+Result<void> plan_ids(const ThreadState& thread, Program& program);
+// `own`: capabilities that the thread has when it comes to this.
+Result<void> plan_capabilities(const ThreadState& thread, uint64_t own, Program& program);
 
 // Emits into the main thread's blob program.
 Result<void> plan_signal_actions(const TaskRecord& task, PlannedTask& planned, Program& program);
 Result<void> plan_shared_signals(const TaskRecord& task, PlannedTask& planned, Program& program);
 Result<void> plan_timers(const TaskRecord& task, const HostFacts& facts, Program& program);
+// Raises hard limits where they must be; in a user namespace that is no longer possible.
+void plan_raised_limits(const TaskRecord& task, const HostFacts& facts, Program& program);
 Result<void> plan_limits(const TaskRecord& task, const HostFacts& facts, Program& program);
 Result<void> plan_process_flags(const TaskRecord& task, Program& program);
 

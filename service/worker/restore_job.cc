@@ -213,6 +213,7 @@ Result<std::string> explain_image(const std::string& store_dir, const std::strin
     RestoreRequest request(silent);
     request.image_dir_fd = image.fd();
     request.parent = RestoreRequest::Parent::kSibling;
+    request.imagined_namespaces = true;
     // Nothing is opened by planning; any descriptor will do for those that the stage will hand out.
     for (const UnitExternal& external : facts.externals) request.externals[external.key] = image.fd();
     CKPT_ASSIGN(auto plan, plan_restore(request));

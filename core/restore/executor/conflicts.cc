@@ -102,6 +102,10 @@ Holders find_holders(const std::set<pid_t>& wanted) {
 
 }  // namespace
 
+Error taken_number(pid_t id) {
+    return taken(id, comm_of(id));
+}
+
 Result<void> check_conflicts(const RestorePlan& plan) {
     constexpr int kPatience = 200, kPauseMs = 10;
     std::set<pid_t> wanted = wanted_numbers(plan);

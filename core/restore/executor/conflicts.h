@@ -10,4 +10,7 @@ namespace checkpointd {
 // own time, and a restore may follow a checkpoint closely.
 Result<void> check_conflicts(const RestorePlan& plan);
 
+// That `id` is in use, and by whom.
+Error taken_number(pid_t id);
+
 }  // namespace checkpointd

@@ -16,6 +16,7 @@
 #include <fmt/format.h>
 
 #include "core/base/io.h"
+#include "core/restore/barriers.h"
 #include "core/restore/executor/conflicts.h"
 #include "core/restore/executor/region.h"
 #include "core/restore/executor/tracer.h"
@@ -137,12 +138,13 @@ Result<void> set_thread_state(const PlannedThread& thread) {
 
 // The region has served: the task itself unmaps it, by the last system call that is not its own.
 Result<void> leave_region(Tracer& tracer, const RestorePlan& plan, const PlannedTask& task,
-                          uint64_t instruction, uint64_t arena) {
+                          const Region& region) {
+    uint64_t instruction = region.syscall_instruction();
     std::string object = fmt::format("pid {} ({})", task.pid, task.name);
     if (task.trap_action) {
         CKPT_ASSIGN(int64_t set,
                     tracer.remote_call(task.pid, instruction, SYS_rt_sigaction,
-                                       {SIGTRAP, arena + task.trap_action->offset, 0, 8, 0, 0}));
+                                       {SIGTRAP, region.arena() + task.trap_action->offset, 0, 8, 0, 0}));
         if (set < 0)
             return fail_errno(object, "rt_sigaction of SIGTRAP", static_cast<int>(-set));
     }
@@ -155,22 +157,36 @@ Result<void> leave_region(Tracer& tracer, const RestorePlan& plan, const Planned
 }
 
 Result<void> finish_task(Tracer& tracer, const RestorePlan& plan, const PlannedTask& task,
-                         uint64_t instruction, uint64_t arena) {
+                         const Region& region) {
     if (task.zombie)
         return {};
-    CKPT_TRY(leave_region(tracer, plan, task, instruction, arena));
+    CKPT_TRY(leave_region(tracer, plan, task, region));
     for (const PlannedThread& thread : task.threads)
         CKPT_TRY(set_thread_state(thread));
     return {};
 }
 
+// What only we may do to a task, while it stands: it may have entered a user namespace, in which it has no
+// say over the machine's resources.
+Result<void> run_outside(const RestorePlan& plan, const Tracer& tracer, Region& region) {
+    restorer::Outcome outcome =
+        restorer::Interpreter(region.header(), restorer::Place::kStage).run(plan.outside_program);
+    if (outcome.error != 0)
+        return tl::unexpected(
+            tracer.operation_error("restore", plan.outside_program, outcome.op, outcome.error));
+    return {};
+}
+
 Result<void> bring_to_last_barrier(const RestoreRequest& request, const RestorePlan& plan,
-                                   Tracer& tracer, uint64_t instruction, uint64_t arena) {
-    CKPT_TRY(tracer.run(request.steps));
+                                   Tracer& tracer, Region& region) {
+    auto at_barrier = [&](uint64_t barrier) {
+        return barrier == kThreadsReady ? run_outside(plan, tracer, region) : Result<void>();
+    };
+    CKPT_TRY(tracer.run(request.steps, at_barrier));
     CKPT_TRY(tracer.check_complete());
     CKPT_TRY(request.steps.enter("restore.registers"));
     for (const PlannedTask& task : plan.tasks)
-        CKPT_TRY(finish_task(tracer, plan, task, instruction, arena));
+        CKPT_TRY(finish_task(tracer, plan, task, region));
     return {};
 }
 
@@ -234,17 +250,11 @@ Result<BuiltForest> execute_plan(const RestoreRequest& request,
     CKPT_TRY(check_conflicts(plan));
     auto held = std::make_unique<BuiltForest::Held>(std::move(shared), request.steps);
     CKPT_TRY(request.steps.enter("restore.agent"));
-    uint64_t instruction = 0;
-    uint64_t arena = 0;
     {
         CKPT_ASSIGN(Region region, Region::map(plan, request.hooks));
-        instruction = region.syscall_instruction();
-        arena = region.arena();
         CKPT_TRY(start_agent(request, plan, held->tracer, region));
-    }
-    {
         Watchdog watchdog(request.deadline, [&] { held->tracer.kill_now(); });
-        auto built = bring_to_last_barrier(request, plan, held->tracer, instruction, arena);
+        auto built = bring_to_last_barrier(request, plan, held->tracer, region);
         if (!built)
             return tl::unexpected(watchdog.has_barked() ? too_late(std::move(built).error())
                                                         : std::move(built).error());

@@ -10,6 +10,7 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -66,19 +67,38 @@ Result<void> Tracer::seize_agent(pid_t agent) {
     return {};
 }
 
-Result<void> Tracer::run(Steps& steps) {
+Result<void> Tracer::run(Steps& steps, const std::function<Result<void>(uint64_t)>& at_barrier) {
     while (true) {
         while (!all_stopped())
             CKPT_TRY(wait_for_event());
         if (tracees_.empty())
             return {};
+        CKPT_ASSIGN(bool served, serve_one_number(steps));
+        if (served)
+            continue;
         uint64_t lowest = UINT64_MAX;
         for (const auto& [id, tracee] : tracees_)
             lowest = std::min(lowest, tracee.barrier);
         if (lowest >= kFinished)
             return {};
-        CKPT_TRY(release_lowest(steps));
+        CKPT_TRY(release_lowest(steps, at_barrier));
     }
+}
+
+// One after the other, while all others stand: those that we make must not take each other's numbers.
+Result<bool> Tracer::serve_one_number(Steps& steps) {
+    for (auto& [id, tracee] : tracees_) {
+        if (tracee.wants == 0)
+            continue;
+        if (!std::exchange(has_steered_, true))
+            CKPT_TRY(steps.enter("restore.thread-numbers"));
+        aimed_at_ = std::exchange(tracee.wants, 0);
+        CKPT_TRY(steering_.aim(aimed_at_));
+        tracee.stopped = false;
+        CKPT_TRY(resume(id));
+        return true;
+    }
+    return false;
 }
 
 bool Tracer::all_stopped() const {
@@ -88,11 +108,14 @@ bool Tracer::all_stopped() const {
     return true;
 }
 
-Result<void> Tracer::release_lowest(Steps& steps) {
+Result<void> Tracer::release_lowest(Steps& steps,
+                                    const std::function<Result<void>(uint64_t)>& at_barrier) {
     uint64_t lowest = UINT64_MAX;
     for (const auto& [id, tracee] : tracees_)
         lowest = std::min(lowest, tracee.barrier);
+    aimed_at_ = 0;
     CKPT_TRY(steps.enter(step_after(lowest)));
+    CKPT_TRY(at_barrier(lowest));
     for (auto& [id, tracee] : tracees_) {
         if (tracee.barrier != lowest)
             continue;
@@ -110,7 +133,7 @@ Result<void> Tracer::wait_for_event() {
 
 void Tracer::add(pid_t id) {
     std::lock_guard guard(lock_);
-    tracees_.try_emplace(id);
+    tracees_[id].told = true;
 }
 
 // What waitpid tells of one that has something to tell.
@@ -119,10 +142,12 @@ Result<int> Tracer::reap_or_stop(pid_t id) {
     int status = 0;
     if (waitpid(id, &status, __WALL) < 0)
         return fail_errno(name_of(id), "waitpid");
-    if (WIFEXITED(status) || WIFSIGNALED(status))
-        tracees_.erase(id);
-    else
-        tracees_.try_emplace(id);
+    auto [tracee, is_new] = tracees_.try_emplace(id);
+    if (WIFEXITED(status) || WIFSIGNALED(status)) {
+        if (!tracee->second.told)
+            ended_untold_.insert(id);
+        tracees_.erase(tracee);
+    }
     return status;
 }
 
@@ -181,9 +206,11 @@ Result<void> Tracer::handle_end(pid_t id, int status) {
         ended_zombies_.insert(id);
         return {};
     }
-    bool expected = (id == agent_ || helpers_.contains(id)) && WIFEXITED(status) &&
-                    WEXITSTATUS(status) == 0;
-    if (expected)
+    // A thread that got another number than it should have had gives up. That may be one which a later
+    // thread is to have.
+    bool is_stray = aimed_at_ != 0 && id != aimed_at_;
+    bool may_end = id == agent_ || helpers_.contains(id) || is_stray;
+    if (may_end && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return {};
     std::string how = WIFSIGNALED(status) ? fmt::format("killed by signal {}", WTERMSIG(status))
                                           : fmt::format("exited with {}", WEXITSTATUS(status));
@@ -196,14 +223,8 @@ Result<void> Tracer::handle_stop(pid_t id, int status) {
         break;
     case PTRACE_EVENT_FORK:
     case PTRACE_EVENT_VFORK:
-    case PTRACE_EVENT_CLONE: {
-        unsigned long child = 0;
-        // The child may have ended already (a zombie): then it must not come back to the list.
-        bool told = ptrace(PTRACE_GETEVENTMSG, id, 0, &child) == 0;
-        if (told && child != 0 && !ended_zombies_.contains(static_cast<pid_t>(child)))
-            add(static_cast<pid_t>(child));
-        return resume(id);
-    }
+    case PTRACE_EVENT_CLONE:
+        return handle_birth(id);
     default:
         return resume(id);
     }
@@ -212,29 +233,46 @@ Result<void> Tracer::handle_stop(pid_t id, int status) {
     return handle_signal(id, WSTOPSIG(status));
 }
 
+Result<void> Tracer::handle_birth(pid_t maker) {
+    steering_.release();
+    unsigned long child = 0;
+    // The child may have ended already (a zombie, a stray): then it must not come back to the list.
+    bool told = ptrace(PTRACE_GETEVENTMSG, maker, 0, &child) == 0;
+    if (told && child != 0 && ended_untold_.erase(static_cast<pid_t>(child)) == 0)
+        add(static_cast<pid_t>(child));
+    return resume(maker);
+}
+
 Result<void> Tracer::handle_trap(pid_t id) {
     user_regs_struct regs{};
     if (ptrace(PTRACE_GETREGS, id, 0, &regs) < 0)
         return fail_errno(name_of(id), "PTRACE_GETREGS");
     if (regs.rax == (restorer::kStopMark | restorer::kAtBarrier)) {
-        tracees_[id] = {true, regs.rdi};
+        tracees_[id].stopped = true;
+        tracees_[id].barrier = regs.rdi;
+        return {};
+    }
+    if (regs.rax == (restorer::kStopMark | restorer::kWantsNumber)) {
+        tracees_[id].stopped = true;
+        tracees_[id].wants = static_cast<pid_t>(regs.rdi);
         return {};
     }
     if (regs.rax == (restorer::kStopMark | restorer::kFailed))
-        return tl::unexpected(operation_error(id, regs));
+        return tl::unexpected(
+            operation_error(name_of(id), regs.rdi, regs.rsi, static_cast<int>(regs.rdx)));
     return fail(ErrorKind::kInternal, name_of(id), fmt::format("trapped at {:#x}", regs.rip));
 }
 
-Error Tracer::operation_error(pid_t id, const user_regs_struct& regs) const {
-    int code = static_cast<int>(regs.rdx);
+Error Tracer::operation_error(const std::string& object, uint64_t program, uint64_t index,
+                              int code) const {
     const auto& programs = plan_.programs.programs();
-    if (regs.rdi >= programs.size() || regs.rsi >= programs[regs.rdi].ops().size())
-        return Error{ErrorKind::kInternal, name_of(id), "an unknown operation failed", {}, code, {}};
-    const restorer::Op& op = programs[regs.rdi].ops()[regs.rsi];
+    if (program >= programs.size() || index >= programs[program].ops().size())
+        return Error{ErrorKind::kInternal, object, "an unknown operation failed", {}, code, {}};
+    const restorer::Op& op = programs[program].ops()[index];
     Error error = system_error(std::string(plan_.programs.text_at(op.label)),
                                fmt::format("{} (operation {} of {})",
-                                           print_op(plan_.programs, op), regs.rsi,
-                                           programs[regs.rdi].name()),
+                                           print_op(plan_.programs, op), index,
+                                           programs[program].name()),
                                code);
     if ((op.flags & restorer::kExpectExact) && code == ERANGE) {
         error.kind = ErrorKind::kConflict;
@@ -247,7 +285,7 @@ Error Tracer::operation_error(pid_t id, const user_regs_struct& regs) const {
         error.remedy = "the PID was taken meanwhile; try again";
     }
     if (error.object.empty())
-        error.object = name_of(id);
+        error.object = object;
     return error;
 }
 

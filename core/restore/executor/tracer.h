@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -11,6 +12,7 @@
 
 #include "core/base/error.h"
 #include "core/base/steps.h"
+#include "core/restore/executor/steering.h"
 #include "core/restore/restore.h"
 
 namespace checkpointd {
@@ -26,8 +28,11 @@ class Tracer {
 
     // Attaches to the agent, which waits for it; all descendants follow.
     Result<void> seize_agent(pid_t agent);
-    // Runs the programs from barrier to barrier until every living thread stands at kFinished.
-    Result<void> run(Steps& steps);
+    // Runs the programs from barrier to barrier until every living thread stands at kFinished. When all
+    // have come to a barrier, and before any goes on, `at_barrier` does what is done from outside.
+    Result<void> run(Steps& steps, const std::function<Result<void>(uint64_t)>& at_barrier);
+    // For an operation that failed with this errno; `object` where the operation names none.
+    Error operation_error(const std::string& object, uint64_t program, uint64_t op, int code) const;
     // Checks that exactly the planned threads live, and zombies are zombies.
     Result<void> check_complete() const;
     // One system call in a stopped thread at `instruction`, which may vanish by it.
@@ -42,6 +47,8 @@ class Tracer {
     struct Tracee {
         bool stopped = false;
         uint64_t barrier = 0;
+        pid_t wants = 0;    // number that the thread which it makes next must get
+        bool told = false;  // its maker told us of it
     };
 
     Result<void> wait_for_event();
@@ -51,7 +58,9 @@ class Tracer {
     Result<void> handle_stop(pid_t id, int status);
     Result<void> handle_trap(pid_t id);
     Result<void> handle_signal(pid_t id, int signal);
-    Result<void> release_lowest(Steps& steps);
+    Result<void> handle_birth(pid_t maker);
+    Result<void> release_lowest(Steps& steps, const std::function<Result<void>(uint64_t)>& at_barrier);
+    Result<bool> serve_one_number(Steps& steps);
     Result<int64_t> finish_remote_call(pid_t tid);
     Result<void> until_syscall_stop(pid_t tid);
     Result<int> reap_or_stop(pid_t id);
@@ -59,7 +68,6 @@ class Tracer {
     bool all_stopped() const;
     bool is_ours(pid_t id) const;
     std::string name_of(pid_t id) const;
-    Error operation_error(pid_t id, const user_regs_struct& regs) const;
     void kill_all();
     void find_untold();
 
@@ -67,6 +75,10 @@ class Tracer {
     std::map<pid_t, const PlannedTask*> zombies_;
     std::set<pid_t> helpers_;
     std::set<pid_t> ended_zombies_;
+    std::set<pid_t> ended_untold_;   // before their makers told us of them
+    NumberSteering steering_;
+    bool has_steered_ = false;
+    pid_t aimed_at_ = 0;
     std::map<pid_t, Tracee> tracees_;
     std::mutex lock_;  // while who is in tracees_ changes: then every number in it is ours
     pid_t agent_ = -1;

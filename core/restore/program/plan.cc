@@ -120,8 +120,10 @@ void Program::enter_blob(std::string_view label, const Program& program, uint64_
     append(OpCode::kEnterBlob, label, {program.index(), stack});
 }
 
-void Program::thread(std::string_view label, int tid, const Program& program, uint64_t stack) {
-    append(OpCode::kThread, label, {tid, program.index(), stack});
+void Program::thread(std::string_view label, int tid, const Program& program, uint64_t stack,
+                     bool steered) {
+    append(OpCode::kThread, label, {tid, program.index(), stack}).flags =
+        steered ? restorer::kSteered : 0;
 }
 
 void Program::exit(std::string_view label, int status) {

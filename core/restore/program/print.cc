@@ -97,6 +97,8 @@ std::string print_result(const Op& op) {
         text += ", moved high";
     if (op.flags & restorer::kExpectExact)
         text += fmt::format(" must be {}", print_number(static_cast<uint64_t>(op.expect)));
+    if (op.flags & restorer::kSteered)
+        text += ", by its number";
     if (op.flags & restorer::kIgnoreError)
         text += " (may fail)";
     return text;
