@@ -249,8 +249,8 @@ class Interpreter {
         }
     }
 
-    // A thread that did not get the number which it must have ends before it touches its stack: the next
-    // one is made on the same.
+    // A thread that did not get the number which it must have ends before it touches its stack: the
+    // next one is made on the same.
     int64_t clone_thread(const Op& op, bool chosen) {
         int32_t tid = static_cast<int32_t>(value(op, 0));
         CloneArgs args{};
@@ -283,8 +283,8 @@ class Interpreter {
             "jmp *%%r14\n"
             "1:"
             : "=a"(result)
-            : "a"(sys::kClone3), "D"(&args), "S"(sizeof(args)), "r"(program), "r"(header), "r"(entry),
-              "r"(wanted), [gettid] "i"(sys::kGettid), [exit] "i"(sys::kExit)
+            : "a"(sys::kClone3), "D"(&args), "S"(sizeof(args)), "r"(program), "r"(header),
+              "r"(entry), "r"(wanted), [gettid] "i"(sys::kGettid), [exit] "i"(sys::kExit)
             : "rcx", "r11", "memory");
         return result;
     }

@@ -35,7 +35,8 @@ enum class ArgKind : uint8_t {
 };
 
 enum OpFlags : uint16_t {
-    kMoveHigh = 1 << 0,     // the result is a descriptor: move it above every number that a task will use
+    kMoveHigh =
+        1 << 0,  // the result is a descriptor: move it above every number that a task will use
     kIgnoreError = 1 << 1,  // best effort; the error is recorded, not fatal
     kExpectExact = 1 << 2,  // the result must equal `expect`; otherwise any non-error will do
     kSteered = 1 << 3,      // of kThread: its number is not ours to choose; the tracer sees to it

@@ -44,8 +44,8 @@ struct RegionHeader {
 // What a thread that stopped by int3 tells the tracer: rax = kStopMark | kind, rdi, rsi, rdx.
 inline constexpr uint64_t kStopMark = 0x636b707400000000;  // "ckpt"
 enum StopKind : uint32_t {
-    kAtBarrier = 1,  // rdi: barrier number
-    kFailed = 2,     // rdi: program, rsi: operation, rdx: errno
+    kAtBarrier = 1,    // rdi: barrier number
+    kFailed = 2,       // rdi: program, rsi: operation, rdx: errno
     kWantsNumber = 3,  // rdi: the tid that the thread made next must get
 };
 

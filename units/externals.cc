@@ -22,7 +22,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kFirstListenFd = 3;  // SD_LISTEN_FDS_START
-constexpr std::string_view kJournalStream = "/run/systemd/journal/stdout";
+// Of the journal and, with a dot and a name behind "journal", of others (LogNamespace=).
+constexpr std::string_view kJournalFolder = "/run/systemd/journal";
+constexpr std::string_view kJournalStream = "/stdout";
 
 struct Descriptor {
     int fd;
@@ -88,8 +90,8 @@ bool is_journal_stream(int socket) {
     if (getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &size) != 0 ||
         peer.sun_family != AF_UNIX)
         return false;
-    return std::string_view(peer.sun_path, strnlen(peer.sun_path, sizeof(peer.sun_path))) ==
-           kJournalStream;
+    std::string_view path(peer.sun_path, strnlen(peer.sun_path, sizeof(peer.sun_path)));
+    return path.starts_with(kJournalFolder) && path.ends_with(kJournalStream);
 }
 
 class ExternalFinder {

@@ -154,20 +154,60 @@ Result<void> check_settings(Systemd& systemd, const UnitFacts& facts, Blockers& 
                      facts.type == "dbus" ? "a connection to the bus cannot be carried over" : "");
     if (facts.type == "oneshot" && facts.exec_start.size() > 1)
         blockers.add(ErrorKind::kUnsupported, "a oneshot with several ExecStart= cannot be carried yet");
-    struct { const char* property; bool is_text; } refused[] = {
-        {"RootDirectory", true}, {"RootImage", true}, {"PAMName", true}, {"PrivateUsers", false}};
-    for (auto [property, is_text] : refused) {
-        bool set = false;
-        if (is_text) {
-            CKPT_ASSIGN(std::string value, systemd.text(id, "Service", property));
-            set = !value.empty();
-        } else {
-            CKPT_ASSIGN(set, systemd.boolean(id, "Service", property));
-        }
-        if (set)
+    for (const char* property : {"RootDirectory", "RootImage", "PAMName"}) {
+        CKPT_ASSIGN(std::string value, systemd.text(id, "Service", property));
+        if (!value.empty())
             blockers.add(ErrorKind::kUnsupported, fmt::format("{}= is set", property),
                          fmt::format("units with {}= are not supported yet; switch it off with "
                                      "systemctl edit", property));
+    }
+    return {};
+}
+
+// A namespace that systemd can make for a unit, and the settings that ask for it.
+struct NamespaceSetting {
+    const char* name;  // in /proc/PID/ns
+    const char* flag;
+    const char* path;  // of a namespace to enter; none where there is no such setting
+};
+constexpr NamespaceSetting kNamespaceSettings[] = {
+    {"net", "PrivateNetwork", "NetworkNamespacePath"},
+    {"ipc", "PrivateIPC", "IPCNamespacePath"},
+    {"uts", "ProtectHostname", nullptr},
+    {"user", "PrivateUsers", nullptr},
+};
+
+Result<bool> is_asked_for(Systemd& systemd, const std::string& id,
+                          const NamespaceSetting& setting) {
+    CKPT_ASSIGN(bool flag, systemd.boolean(id, "Service", setting.flag));
+    if (flag || setting.path == nullptr)
+        return flag;
+    CKPT_ASSIGN(std::string path, systemd.text(id, "Service", setting.path));
+    return !path.empty();
+}
+
+Result<bool> is_of_the_host(pid_t pid, const char* ns) {
+    CKPT_ASSIGN(std::string theirs, read_link(AT_FDCWD, fmt::format("/proc/{}/ns/{}", pid, ns)));
+    CKPT_ASSIGN(std::string host, read_link(AT_FDCWD, fmt::format("/proc/1/ns/{}", ns)));
+    return theirs == host;
+}
+
+// Namespaces are not carried: systemd makes them anew. Those that a program made for itself would
+// be lost.
+Result<void> check_namespaces(Systemd& systemd, const UnitFacts& facts, Blockers& blockers) {
+    CKPT_ASSIGN(bool pids_of_host, is_of_the_host(facts.main_pid, "pid"));
+    if (!pids_of_host)
+        blockers.add(ErrorKind::kUnsupported, "its processes live in a PID namespace of their own",
+                     "switch PrivatePIDs= off with systemctl edit");
+    for (const NamespaceSetting& setting : kNamespaceSettings) {
+        CKPT_ASSIGN(bool of_host, is_of_the_host(facts.main_pid, setting.name));
+        if (of_host)
+            continue;
+        CKPT_ASSIGN(bool asked_for, is_asked_for(systemd, facts.id, setting));
+        if (!asked_for)
+            blockers.add(ErrorKind::kUnsupported,
+                         fmt::format("its main process made itself a {} namespace", setting.name),
+                         fmt::format("let systemd make it: {}=yes", setting.flag));
     }
     return {};
 }
@@ -223,6 +263,8 @@ Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDow
         CKPT_TRY(locate_cgroup(facts));
         CKPT_TRY(check_processes(facts, blockers));
     }
+    if (facts.main_pid != 0)
+        CKPT_TRY(check_namespaces(systemd, facts, blockers));
     CKPT_TRY(std::move(blockers).result());
     CKPT_ASSIGN(auto pids, cgroup_processes(facts.cgroup_dir));
     CKPT_ASSIGN(facts.externals, find_externals(facts.main_pid, pids));

@@ -58,6 +58,10 @@ std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecComman
     // Set for a unit without any sandbox it would give it a mount namespace.
     if (options.needs_exec_path)
         text.set("ExecPaths", options.helper);
+    // Two of the helper's four; the others are allowed by systemd itself. To a unit without a
+    // filter it would give one. The restored processes have their own filters.
+    if (options.needs_calls)
+        text.set("SystemCallFilter", "rt_sigprocmask rt_sigtimedwait");
     for (const char* key : {"ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStart"})
         text.set(key, "");
     text.set("ExecStart", helper_line(own, options));

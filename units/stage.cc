@@ -121,6 +121,7 @@ Result<void> StagedUnit::write_drop_in(const StageOptions& options, Steps& steps
     StageOptions own = options;
     CKPT_ASSIGN(auto no_exec, systemd_->list(facts_.id, "Service", "NoExecPaths"));
     own.needs_exec_path = !no_exec.empty();
+    CKPT_ASSIGN(own.needs_calls, systemd_->has_call_filter(facts_.id));
     return put_drop_in(*systemd_, *journal_, facts_.id, restore_drop_in(facts_, commands, own),
                        "units.stage", steps, drop_in_undo_);
 }

@@ -31,6 +31,8 @@ struct StageOptions {
     bool cold_start_on_deadline = false;
     // The unit has NoExecPaths=, so the helper must be allowed. StagedUnit finds that out by itself.
     bool needs_exec_path = false;
+    // The unit has SystemCallFilter=, so what the helper calls must be allowed. Found out likewise.
+    bool needs_calls = false;
 };
 
 // Text of the drop-in that stages `facts`. `commands` is the unit's own ExecStart= of *now*, which the

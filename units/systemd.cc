@@ -313,6 +313,19 @@ Result<std::vector<ExecCommand>> Systemd::commands(const std::string& unit, cons
     return out;
 }
 
+Result<bool> Systemd::has_call_filter(const std::string& unit) {
+    constexpr const char* kFilter = "SystemCallFilter";
+    CKPT_ASSIGN(Message reply, impl_->property(unit, "Service", kFilter, "(bas)"));
+    int allows = 0;
+    int r = sd_bus_message_enter_container(reply.get(), 'r', "bas");
+    if (r >= 0)
+        r = sd_bus_message_read(reply.get(), "b", &allows);
+    if (r < 0)
+        return bad_reply(unit, kFilter, r);
+    CKPT_ASSIGN(auto calls, read_strings(reply.get(), unit, kFilter));
+    return allows != 0 || !calls.empty();
+}
+
 Result<bool> Systemd::has_job(const std::string& unit) {
     CKPT_ASSIGN(Message reply, impl_->property(unit, "Unit", "Job", "(uo)"));
     uint32_t id = 0;

@@ -49,6 +49,8 @@ class Systemd {
                                           const char* property);
     // ExecStart, ExecStartPre ... with flags (the property PROPERTY"Ex").
     Result<std::vector<ExecCommand>> commands(const std::string& unit, const char* property);
+    // Whether a service has a SystemCallFilter=.
+    Result<bool> has_call_filter(const std::string& unit);
     // True when a job of the unit is queued or running.
     Result<bool> has_job(const std::string& unit);
 

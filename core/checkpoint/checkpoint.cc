@@ -160,8 +160,8 @@ Result<void> Dump::check_namespaces(const SeizedProcess& process) {
     return {};
 }
 
-// Ids can only be chosen on the way into a user namespace (setgroups(2) is denied in systemd's), and the
-// threads are made when their process is in.
+// Ids can only be chosen on the way into a user namespace (setgroups(2) is denied in systemd's),
+// and the threads are made when their process is in.
 Result<void> Dump::check_users(const SeizedProcess& process) {
     CKPT_ASSIGN(UserNamespace users, read_user_namespace(process.pid));
     if (!users)
@@ -170,7 +170,8 @@ Result<void> Dump::check_users(const SeizedProcess& process) {
     for (const SeizedThread& thread : process.threads) {
         CKPT_ASSIGN(ProcStatus own, read_thread_status(process.pid, thread.tid()));
         if (own.uids != leader.uids || own.gids != leader.gids || own.groups != leader.groups)
-            block(process.pid, fmt::format("its thread {} has other user or group ids than it", own.pid),
+            block(process.pid,
+                  fmt::format("its thread {} has other user or group ids than it", own.pid),
                   "in a user namespace (PrivateUsers=) they must be the same");
     }
     return {};

@@ -2,8 +2,8 @@
 #include "core/resources/user_namespace.h"
 
 #include <fcntl.h>
-#include <sstream>
 #include <unistd.h>
+#include <sstream>
 
 #include <fmt/format.h>
 
@@ -21,7 +21,8 @@ Result<void> parse_map(const std::string& text, Extents& out) {
         std::istringstream words(line);
         uint32_t first = 0, lower = 0, count = 0;
         if (!(words >> first >> lower >> count))
-            return fail(ErrorKind::kInternal, "user namespace", fmt::format("its map says '{}'", line));
+            return fail(ErrorKind::kInternal, "user namespace",
+                        fmt::format("its map says '{}'", line));
         images::uid_gid_extent& extent = *out.Add();
         extent.set_first(first);
         extent.set_lower_first(lower);
@@ -33,7 +34,8 @@ Result<void> parse_map(const std::string& text, Extents& out) {
 std::string print(const Extents& map) {
     std::string text;
     for (const images::uid_gid_extent& extent : map)
-        text += fmt::format("{}{} is {}", text.empty() ? "" : ", ", extent.first(), extent.lower_first()) +
+        text += fmt::format("{}{} is {}", text.empty() ? "" : ", ", extent.first(),
+                            extent.lower_first()) +
                 (extent.count() > 1 ? fmt::format(" ({} ids)", extent.count()) : "");
     return text;
 }

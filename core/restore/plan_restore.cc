@@ -1,7 +1,4 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include <algorithm>
-#include <cinttypes>
-#include <csignal>
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <sys/prctl.h>
@@ -10,6 +7,9 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <algorithm>
+#include <cinttypes>
+#include <csignal>
 
 #include <fmt/format.h>
 
@@ -53,8 +53,11 @@ timespec from_image(const images::timespec& time) {
 class RestorePlanner {
   public:
     RestorePlanner(const RestoreRequest& request, images::ImageDir dir)
-        : request_(request), dir_(std::move(dir)), result_(std::make_unique<RestorePlan>()),
-          plan_(result_->programs), agent_(plan_.new_program("agent")),
+        : request_(request),
+          dir_(std::move(dir)),
+          result_(std::make_unique<RestorePlan>()),
+          plan_(result_->programs),
+          agent_(plan_.new_program("agent")),
           outside_(plan_.new_program("from outside")) {
         result_->outside_program = outside_.index();
     }
@@ -221,12 +224,17 @@ class RestorePlanner {
         }
         if (auto fits = check_user_namespaces(forest_.user_namespace, target); !fits)
             blockers.push_back(std::move(fits).error());
-        bool has_threads = std::any_of(forest_.tasks.begin(), forest_.tasks.end(),
-                                       [](const TaskRecord& task) { return !task.threads.empty(); });
+        bool has_threads =
+            std::any_of(forest_.tasks.begin(), forest_.tasks.end(),
+                        [](const TaskRecord& task) { return !task.threads.empty(); });
         if (target && has_threads && access("/proc/sys/kernel/ns_last_pid", W_OK) != 0)
-            blockers.push_back(Error{ErrorKind::kUnsupported, "/proc/sys/kernel/ns_last_pid",
+            blockers.push_back(Error{ErrorKind::kUnsupported,
+                                     "/proc/sys/kernel/ns_last_pid",
                                      "cannot be written, so threads in a user namespace do not get "
-                                     "their numbers back", {}, errno, {}});
+                                     "their numbers back",
+                                     {},
+                                     errno,
+                                     {}});
     }
 
     static bool same_table(const TaskRecord* a, const TaskRecord* b) {
@@ -459,9 +467,10 @@ class RestorePlanner {
         return {};
     }
 
-    // A process with threads cannot enter a user namespace (setns(2)), and inside it has no privileges on
-    // this machine any more: what needs them comes before, or is done from outside.
-    Result<void> enter_user_namespace(const TaskRecord& task, const ThreadState& main, Program& blob) {
+    // A process with threads cannot enter a user namespace (setns(2)), and inside it has no
+    // privileges on this machine any more: what needs them comes before, or is done from outside.
+    Result<void> enter_user_namespace(const TaskRecord& task, const ThreadState& main,
+                                      Program& blob) {
         plan_raised_limits(task, facts_, blob);
         CKPT_TRY(plan_fs(task, blob));
         CKPT_TRY(plan_ids(main, blob));
@@ -504,7 +513,8 @@ class RestorePlanner {
         CKPT_TRY(plan_filters(thread, forest_.seccomp, program));
         if (!inside)
             CKPT_TRY(plan_ids(thread, program));
-        return plan_capabilities(thread, inside ? facts_.all_capabilities : facts_.permitted, program);
+        return plan_capabilities(thread, inside ? facts_.all_capabilities : facts_.permitted,
+                                 program);
     }
 
     Result<void> add_thread(PlannedTask& planned, const TaskRecord& task,

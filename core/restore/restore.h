@@ -32,8 +32,8 @@ struct RestoreRequest {
     int image_dir_fd = -1;
 
     // A pidfd of the process whose mount, uts, ipc, net and cgroup namespaces are joined where they
-    // differ from ours, and whose user namespace the tasks enter. None: everything is restored in our own
-    // namespaces.
+    // differ from ours, and whose user namespace the tasks enter. None: everything is restored in
+    // our own namespaces.
     std::optional<int> namespaces_of_pidfd;
 
     // Only to be planned: namespaces are taken to be as the image needs them.

@@ -760,8 +760,8 @@ TEST_F(RoundTrip, OfFiltersThatThreadsShareOrNot) {
     }, 2);
 }
 
-// Enters a new user namespace with a mapping as systemd makes it for PrivateUsers=: root, `id` and nobody
-// else, groups not to be set. The map has to be written from outside.
+// Enters a new user namespace with a mapping as systemd makes it for PrivateUsers=: root, `id` and
+// nobody else, groups not to be set. The map has to be written from outside.
 void enter_user_namespace(uid_t id) {
     int gate[2];
     if (pipe(gate) != 0)
@@ -772,7 +772,8 @@ void enter_user_namespace(uid_t id) {
         if (read(gate[0], &byte, 1) == 1) {
             std::ofstream(fmt::format("/proc/{}/setgroups", inside)) << "deny";
             for (const char* map : {"uid_map", "gid_map"})
-                std::ofstream(fmt::format("/proc/{}/{}", inside, map)) << fmt::format("0 0 1\n{0} {0} 1\n", id);
+                std::ofstream(fmt::format("/proc/{}/{}", inside, map))
+                    << fmt::format("0 0 1\n{0} {0} 1\n", id);
         }
         _exit(0);
     }
@@ -816,11 +817,12 @@ class UserStage {
 };
 
 std::string user_namespace_of_self() {
-    return text_of("/proc/self/uid_map") + text_of("/proc/self/gid_map") + text_of("/proc/self/setgroups");
+    return text_of("/proc/self/uid_map") + text_of("/proc/self/gid_map") +
+           text_of("/proc/self/setgroups");
 }
 
-// What needs privileges on the machine, before they are given up: ids, a lower nice value, a directory
-// that nobody in the namespace may enter.
+// What needs privileges on the machine, before they are given up: ids, a lower nice value, a
+// directory that nobody in the namespace may enter.
 void prepare_for_user_namespace() {
     gid_t groups[] = {1000, 5000};
     setgroups(2, groups);
@@ -854,7 +856,9 @@ void live_in_user_namespace(Trip& trip, const std::string& dir) {
             ThreadTraits::mine().expect_same(trip, traits);
             trip.same(Credentials::mine().status, before, "a thread's credentials");
         });
-    struct rlimit files{100, 200};
+    struct rlimit files {
+        100, 200
+    };
     setrlimit(RLIMIT_NOFILE, &files);
     std::string before = Credentials::mine().status;
     trip.stand_still();
@@ -918,11 +922,13 @@ TEST_F(UserRoundTrip, IntoAnotherUserNamespaceIsRefused) {
     RestoreStats stats;
     auto none = build_forest(request, stats);
     ASSERT_FALSE(none);
-    EXPECT_NE(none.error().text().find("there is none now"), std::string::npos) << none.error().text();
+    EXPECT_NE(none.error().text().find("there is none now"), std::string::npos)
+        << none.error().text();
     request.namespaces_of_pidfd = other.pidfd();
     auto wrong = build_forest(request, stats);
     ASSERT_FALSE(wrong);
-    EXPECT_NE(wrong.error().text().find("1000 is 1000; now 0 is 0, 1001 is 1001"), std::string::npos)
+    EXPECT_NE(wrong.error().text().find("1000 is 1000; now 0 is 0, 1001 is 1001"),
+              std::string::npos)
         << wrong.error().text();
 }
 

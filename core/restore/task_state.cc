@@ -265,8 +265,9 @@ Result<void> plan_ids(const ThreadState& thread, Program& program) {
     std::string label = thread.object + " credentials";
     program.call(label, SYS_prctl, {PR_SET_SECUREBITS, 1u << SECURE_NO_SETUID_FIXUP, 0, 0, 0});
     std::vector<uint32_t> groups(creds.groups().begin(), creds.groups().end());
-    program.call(label, SYS_setgroups,
-                 {groups.size(), program.plan().bytes(groups.data(), groups.size() * sizeof(uint32_t))});
+    program.call(
+        label, SYS_setgroups,
+        {groups.size(), program.plan().bytes(groups.data(), groups.size() * sizeof(uint32_t))});
     program.call(label, SYS_setresgid, {creds.gid(), creds.egid(), creds.sgid()});
     program.call(label, SYS_setfsgid, {creds.fsgid()});
     program.call(label, SYS_setresuid, {creds.uid(), creds.euid(), creds.suid()});

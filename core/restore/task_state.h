@@ -21,8 +21,8 @@ struct ThreadState {
 
 // Emits into a thread's blob program, in the order in which they must run.
 Result<void> plan_thread_basics(const ThreadState& thread, Program& program);  // TLS-near state, name
-// `outside` gets what needs privileges on this machine, which a thread in a user namespace has not; none:
-// the thread does all of it.
+// `outside` gets what needs privileges on this machine, which a thread in a user namespace has not;
+// none: the thread does all of it.
 Result<void> plan_schedule(const ThreadState& thread, const HostFacts& facts, Program& program,
                            Program* outside);
 Result<void> plan_pending_signals(const ThreadState& thread, PlannedTask& planned,

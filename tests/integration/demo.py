@@ -34,7 +34,6 @@ class Demo:
     # ---- 1. two services
 
     def start_services(self):
-        self.host.drop_in(REDIS, "[Service]\nPrivateUsers=no\n")
         self.host.run("systemctl", "start", REDIS)
         self.redis("config", "set", "save", "")
         self.redis("config", "set", "appendonly", "no")

@@ -316,9 +316,9 @@ class Subject:
         return self.check_restored(reply, f"after {when}")
 
 
-# A service of processes in sessions and groups of their own, joined by sockets, that listens as well. It
+# A service of processes and threads in a user namespace, in sessions and groups of their own, joined by sockets, that listens as well. It
 # reports in the files and words of the counter, so the same questions can be asked of it.
-RELAY = '''import json, os, select, socket, sys, time
+RELAY = '''import json, os, select, socket, sys, threading, time
 folder, port = sys.argv[1], 7801
 def report(name, **words):
     with open(f"{folder}/{name}.new", "w") as file: json.dump(words, file)
@@ -347,6 +347,7 @@ if group == 0:
     os.wait()
 tcp = socket.create_server(("127.0.0.1", port))
 unix = socket.socket(socket.AF_UNIX); unix.bind(os.environ["RUNTIME_DIRECTORY"] + "/sock"); unix.listen()
+for _ in range(3): threading.Thread(target=threading.Event().wait, daemon=True).start()
 log = open(f"{folder}/counter.log", "a", buffering=1)
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
@@ -374,7 +375,7 @@ class Relay(Subject):
         host.write("/usr/local/lib/relay.py", RELAY)
         host.write("/etc/systemd/system/relay.service",
                    "[Service]\nType=notify\nExecStart=/usr/bin/python3 /usr/local/lib/relay.py /var/lib/relay\n"
-                   "StateDirectory=relay\nRuntimeDirectory=relay\nPrivateTmp=yes\n")
+                   "StateDirectory=relay\nRuntimeDirectory=relay\nPrivateTmp=yes\nPrivateUsers=yes\n")
         host.run("systemctl", "daemon-reload")
 
     def check_goes_on(self, now, when):

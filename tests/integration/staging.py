@@ -295,13 +295,13 @@ def what_cannot_be_carried_is_told_at_once(t):
     host = t.host()
     install(host)
     host.write("/etc/systemd/system/st-no.service",
-               f"[Service]\nExecStart={DRIVER} serve\nPrivateUsers=yes\nPAMName=login\n"
+               f"[Service]\nExecStart={DRIVER} serve\nRootDirectory=/srv\nPAMName=login\n"
                "Type=dbus\nBusName=org.example.No\n[Unit]\nOnSuccess=st-simple.service\n"
                "SuccessAction=reboot\n")
     host.sh("systemctl daemon-reload")
     refused = host.run(DRIVER, "resolve", "st-no.service", check=False)
     check_equal(refused.code, 3, "exit code")
-    for part in ("is inactive", "PrivateUsers=", "PAMName=", "Type=dbus", "OnSuccess=", "SuccessAction="):
+    for part in ("is inactive", "RootDirectory=", "PAMName=", "Type=dbus", "OnSuccess=", "SuccessAction="):
         check_in(part, refused.err, "blockers")
     for name, word in {"nothing-such.service": "no such unit", "-.slice": "only services",
                        "../x.service": "not a unit's name"}.items():

@@ -142,9 +142,10 @@ Result<void> leave_region(Tracer& tracer, const RestorePlan& plan, const Planned
     uint64_t instruction = region.syscall_instruction();
     std::string object = fmt::format("pid {} ({})", task.pid, task.name);
     if (task.trap_action) {
-        CKPT_ASSIGN(int64_t set,
-                    tracer.remote_call(task.pid, instruction, SYS_rt_sigaction,
-                                       {SIGTRAP, region.arena() + task.trap_action->offset, 0, 8, 0, 0}));
+        CKPT_ASSIGN(
+            int64_t set,
+            tracer.remote_call(task.pid, instruction, SYS_rt_sigaction,
+                               {SIGTRAP, region.arena() + task.trap_action->offset, 0, 8, 0, 0}));
         if (set < 0)
             return fail_errno(object, "rt_sigaction of SIGTRAP", static_cast<int>(-set));
     }
@@ -166,8 +167,8 @@ Result<void> finish_task(Tracer& tracer, const RestorePlan& plan, const PlannedT
     return {};
 }
 
-// What only we may do to a task, while it stands: it may have entered a user namespace, in which it has no
-// say over the machine's resources.
+// What only we may do to a task, while it stands: it may have entered a user namespace, in which it
+// has no say over the machine's resources.
 Result<void> run_outside(const RestorePlan& plan, const Tracer& tracer, Region& region) {
     restorer::Outcome outcome =
         restorer::Interpreter(region.header(), restorer::Place::kStage).run(plan.outside_program);

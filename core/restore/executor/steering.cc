@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/restore/executor/steering.h"
 
-#include <cerrno>
-#include <charconv>
 #include <fcntl.h>
 #include <poll.h>
-#include <string>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <cerrno>
+#include <charconv>
+#include <string>
 
 #include <fmt/format.h>
 
@@ -25,8 +25,8 @@ constexpr const char* kLastPid = "/proc/sys/kernel/ns_last_pid";
 constexpr auto kPatience = std::chrono::seconds(10);
 constexpr int kPauseMs = 1;
 
-// A write is one whole number, wherever the file offset is (proc_dointvec in kernel/sysctl.c); so is a read
-// from its start.
+// A write is one whole number, wherever the file offset is (proc_dointvec in kernel/sysctl.c); so
+// is a read from its start.
 Result<void> write_number(int file, pid_t number) {
     std::string text = std::to_string(number);
     if (pwrite(file, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()))
@@ -60,7 +60,8 @@ Result<void> NumberSteering::open() {
     return {};
 }
 
-// A holder that never lets go must not hold us up for ever: without the lock we only have to aim more often.
+// A holder that never lets go must not hold us up for ever: without the lock we only have to aim
+// more often.
 Result<void> NumberSteering::lock() {
     constexpr int kMostPauses = 1000;
     for (int i = 0; i < kMostPauses && flock(file_.get(), LOCK_EX | LOCK_NB) < 0; i++) {

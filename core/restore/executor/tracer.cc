@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/restore/executor/tracer.h"
 
-#include <array>
-#include <cerrno>
-#include <csignal>
-#include <cstring>
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
 #include <utility>
 
 #include <fmt/format.h>
@@ -85,7 +85,8 @@ Result<void> Tracer::run(Steps& steps, const std::function<Result<void>(uint64_t
     }
 }
 
-// One after the other, while all others stand: those that we make must not take each other's numbers.
+// One after the other, while all others stand: those that we make must not take each other's
+// numbers.
 Result<bool> Tracer::serve_one_number(Steps& steps) {
     for (auto& [id, tracee] : tracees_) {
         if (tracee.wants == 0)
@@ -206,8 +207,8 @@ Result<void> Tracer::handle_end(pid_t id, int status) {
         ended_zombies_.insert(id);
         return {};
     }
-    // A thread that got another number than it should have had gives up. That may be one which a later
-    // thread is to have.
+    // A thread that got another number than it should have had gives up. That may be one which a
+    // later thread is to have.
     bool is_stray = aimed_at_ != 0 && id != aimed_at_;
     bool may_end = id == agent_ || helpers_.contains(id) || is_stray;
     if (may_end && WIFEXITED(status) && WEXITSTATUS(status) == 0)
@@ -270,9 +271,8 @@ Error Tracer::operation_error(const std::string& object, uint64_t program, uint6
         return Error{ErrorKind::kInternal, object, "an unknown operation failed", {}, code, {}};
     const restorer::Op& op = programs[program].ops()[index];
     Error error = system_error(std::string(plan_.programs.text_at(op.label)),
-                               fmt::format("{} (operation {} of {})",
-                                           print_op(plan_.programs, op), index,
-                                           programs[program].name()),
+                               fmt::format("{} (operation {} of {})", print_op(plan_.programs, op),
+                                           index, programs[program].name()),
                                code);
     if ((op.flags & restorer::kExpectExact) && code == ERANGE) {
         error.kind = ErrorKind::kConflict;

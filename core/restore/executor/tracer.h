@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #pragma once
 
+#include <sys/types.h>
+#include <sys/user.h>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <set>
-#include <sys/types.h>
-#include <sys/user.h>
 
 #include "core/base/error.h"
 #include "core/base/steps.h"
@@ -28,8 +28,9 @@ class Tracer {
 
     // Attaches to the agent, which waits for it; all descendants follow.
     Result<void> seize_agent(pid_t agent);
-    // Runs the programs from barrier to barrier until every living thread stands at kFinished. When all
-    // have come to a barrier, and before any goes on, `at_barrier` does what is done from outside.
+    // Runs the programs from barrier to barrier until every living thread stands at kFinished. When
+    // all have come to a barrier, and before any goes on, `at_barrier` does what is done from
+    // outside.
     Result<void> run(Steps& steps, const std::function<Result<void>(uint64_t)>& at_barrier);
     // For an operation that failed with this errno; `object` where the operation names none.
     Error operation_error(const std::string& object, uint64_t program, uint64_t op, int code) const;
@@ -59,7 +60,8 @@ class Tracer {
     Result<void> handle_trap(pid_t id);
     Result<void> handle_signal(pid_t id, int signal);
     Result<void> handle_birth(pid_t maker);
-    Result<void> release_lowest(Steps& steps, const std::function<Result<void>(uint64_t)>& at_barrier);
+    Result<void> release_lowest(Steps& steps,
+                                const std::function<Result<void>(uint64_t)>& at_barrier);
     Result<bool> serve_one_number(Steps& steps);
     Result<int64_t> finish_remote_call(pid_t tid);
     Result<void> until_syscall_stop(pid_t tid);
@@ -75,7 +77,7 @@ class Tracer {
     std::map<pid_t, const PlannedTask*> zombies_;
     std::set<pid_t> helpers_;
     std::set<pid_t> ended_zombies_;
-    std::set<pid_t> ended_untold_;   // before their makers told us of them
+    std::set<pid_t> ended_untold_;  // before their makers told us of them
     NumberSteering steering_;
     bool has_steered_ = false;
     pid_t aimed_at_ = 0;

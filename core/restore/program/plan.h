@@ -73,9 +73,10 @@ class Program {
     void barrier(std::string_view label, uint64_t number);
     // Stage only, last operation: goes on with `program` in the blob, on the region's stack `stack`.
     void enter_blob(std::string_view label, const Program& program, uint64_t stack);
-    // Blob only: a thread that runs `program` on the region's stack `stack`. `steered`: the task may not
-    // choose its number, the tracer makes it come out.
-    void thread(std::string_view label, int tid, const Program& program, uint64_t stack, bool steered);
+    // Blob only: a thread that runs `program` on the region's stack `stack`. `steered`: the task
+    // may not choose its number, the tracer makes it come out.
+    void thread(std::string_view label, int tid, const Program& program, uint64_t stack,
+                bool steered);
     void exit(std::string_view label, int status);
     // Any other operation.
     restorer::Op& append(restorer::OpCode code, std::string_view label,
