@@ -10,7 +10,7 @@ from harness import case, check, check_equal, check_in, wait_for
 PROBE = "/usr/libexec/checkpointd-tests/sandbox-probe"
 
 # What the probe's "narrow" mode needs to be started and to count, and nothing more.
-NARROW = ("SystemCallFilter=read pread64 pwrite64 close mmap mprotect munmap brk access openat newfstatat "
+NARROW = ("SystemCallFilter=read pread64 pwrite64 close mmap mprotect munmap brk access openat fstat newfstatat "
           "arch_prctl set_tid_address set_robust_list prlimit64 getrandom rseq clock_nanosleep futex")
 
 OPTIONS = {
@@ -138,7 +138,10 @@ def wait_counting(host, names, above, when):
         return [name for name in names
                 if not seen[name][1] or min(seen[name][1]) < 3 or
                 any(now <= before for now, before in zip(seen[name][1], above.get(name, ([], []))[1]))]
-    wait_for(lambda: not late(), f"{when}: all count on; late: {late()}", 60, 0.5)
+    try:
+        wait_for(lambda: not late(), f"{when}: all count on", 60, 0.5)
+    except harness.Failed as failed:
+        raise harness.Failed(f"{failed}\n  late: {late()}") from failed
     return seen
 
 
