@@ -41,8 +41,8 @@ bool allowed_in_name(unsigned char c) {
 }
 
 constexpr std::array<std::string_view, 3> kModes{"snapshot", "stop", "suspend"};
-constexpr std::array kOtherTypes{".socket", ".target", ".device", ".mount",  ".automount", ".swap",
-                                 ".timer",  ".path",   ".slice",  ".scope"};
+constexpr std::array kOtherTypes{".socket", ".target", ".device", ".mount", ".automount", ".swap",
+                                 ".timer",  ".path",   ".slice"};
 
 }  // namespace
 
@@ -105,10 +105,10 @@ Result<std::string> normalise_unit(const std::string& name) {
     if (name.size() > 255 || !std::all_of(name.begin(), name.end(), allowed_in_name))
         return fail(ErrorKind::kBadInput, "unit \"" + name.substr(0, 255) + "\"",
                     "is not a unit name", "see systemd.unit(5); systemd-escape(1) makes names");
-    if (name.ends_with(".service")) return name;
+    if (name.ends_with(".service") || name.ends_with(".scope")) return name;
     for (const char* type : kOtherTypes)
         if (name.ends_with(type))
-            return fail(ErrorKind::kUnsupported, name, "only services can be checkpointed yet");
+            return fail(ErrorKind::kUnsupported, name, "only services and scopes can be checkpointed");
     return name + ".service";
 }
 

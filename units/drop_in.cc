@@ -79,6 +79,11 @@ void DropIn::set_quiet_end() {
     set("NotifyAccess", "all");
 }
 
+void DropIn::include(std::string_view text) {
+    if (!text.empty())
+        body_ += fmt::format("\n{}\n", text);
+}
+
 std::string DropIn::text() const {
     return fmt::format("# {}\n{}", why_, body_);
 }

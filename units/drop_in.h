@@ -36,6 +36,8 @@ class DropIn {
     // Settings of a service that ends by SIGKILL, at our order or with us: a clean end after which nothing
     // of it runs, no command and no restart. Notifications may come from whom we send them for.
     void set_quiet_end();
+    // Sections that systemd has written itself.
+    void include(std::string_view text);
     std::string text() const;
 
   private:

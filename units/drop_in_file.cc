@@ -32,6 +32,9 @@ Result<void> put_drop_in(Systemd& systemd, Journal& journal, const std::string& 
     CKPT_TRY(write_file(AT_FDCWD, path, text, 0644));
     CKPT_TRY(steps.enter(fmt::format("{}.reload", prefix)));
     CKPT_TRY(systemd.reload());
+    CKPT_ASSIGN(std::string load_state, systemd.text(unit, "Unit", "LoadState"));
+    if (load_state == "not-found")
+        return {};  // a transient unit, which takes it when it is made
     CKPT_ASSIGN(bool is_loaded, has_drop_in(systemd, unit));
     if (!is_loaded)
         return fail(ErrorKind::kSystem, unit, "systemd did not take our drop-in",

@@ -94,6 +94,14 @@ bool is_journal_stream(int socket) {
     return path.starts_with(kJournalFolder) && path.ends_with(kJournalStream);
 }
 
+// One that PID 1 has accepted, not one to accept connections from.
+bool is_connection(int socket) {
+    sockaddr_storage peer = {};
+    socklen_t size = sizeof(peer);
+    return getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &size) == 0 &&
+           peer.ss_family != AF_NETLINK;
+}
+
 class ExternalFinder {
   public:
     explicit ExternalFinder(pid_t main_pid) : main_pid_(main_pid), shared_(sockets_of_pid1()) {}
@@ -154,6 +162,10 @@ class ExternalFinder {
         ScopedFd copy = source.take(descriptor.fd);
         if (!copy)
             return {};  // closed meanwhile; the engine looks again when all stand still
+        if (shared_.contains(key) && is_connection(copy.get()) && !is_journal_stream(copy.get()))
+            return fail(ErrorKind::kUnsupported, fmt::format("fd {} ({})", descriptor.fd, key),
+                        "is a connection that systemd accepted for it",
+                        "a connection cannot be carried; let the unit accept by itself (Accept=no)");
         if (shared_.contains(key)) {
             CKPT_ASSIGN(std::string address, describe_socket(copy.get()));
             auto index = listen_.find(key);

@@ -48,12 +48,30 @@ UnitExternal json_external(const Json& json) {
             json.at("index").get<unsigned>(), json.value("name", ""), json.value("address", "")};
 }
 
+Json subgroup_json(const Subgroup& group) {
+    return {{"path", group.path}, {"uid", group.uid},     {"gid", group.gid},
+            {"mode", group.mode}, {"owned", group.owned}, {"settings", group.settings}};
+}
+
+Subgroup json_subgroup(const Json& json) {
+    return {json.at("path").get<std::string>(),
+            json.at("uid").get<uid_t>(),
+            json.at("gid").get<gid_t>(),
+            json.at("mode").get<mode_t>(),
+            json.at("owned").get<std::vector<std::string>>(),
+            json.at("settings").get<std::vector<std::pair<std::string, std::string>>>()};
+}
+
 UnitFacts json_facts(const Json& json) {
     UnitFacts facts;
     facts.id = json.at("id").get<std::string>();
     facts.type = json.at("type").get<std::string>();
     facts.fragment_path = json.value("fragment_path", "");
     facts.transient = json.value("transient", false);
+    facts.definition = json.value("definition", "");
+    facts.description = json.value("description", "");
+    facts.slice = json.value("slice", "");
+    facts.controller = json.value("controller", "");
     facts.cgroup = json.value("cgroup", "");
     facts.main_pid = json.at("main_pid").get<pid_t>();
     facts.user = json.value("user", "");
@@ -69,6 +87,9 @@ UnitFacts json_facts(const Json& json) {
         facts.directories.push_back({directory.get<std::string>()});
     for (const Json& external : json.at("externals"))
         facts.externals.push_back(json_external(external));
+    facts.exec_index = json.value("exec_index", size_t{0});
+    for (const Json& group : json.value("subgroups", Json::array()))
+        facts.subgroups.push_back(json_subgroup(group));
     return facts;
 }
 
@@ -79,6 +100,10 @@ std::string to_json(const UnitFacts& facts) {
                  {"type", facts.type},
                  {"fragment_path", facts.fragment_path},
                  {"transient", facts.transient},
+                 {"definition", facts.definition},
+                 {"description", facts.description},
+                 {"slice", facts.slice},
+                 {"controller", facts.controller},
                  {"cgroup", facts.cgroup},
                  {"main_pid", facts.main_pid},
                  {"user", facts.user},
@@ -89,6 +114,8 @@ std::string to_json(const UnitFacts& facts) {
                  {"pid_file_content", facts.pid_file_content},
                  {"syslog_identifier", facts.syslog_identifier},
                  {"exec_start", Json::array()},
+                 {"exec_index", facts.exec_index},
+                 {"subgroups", Json::array()},
                  {"directories", Json::array()},
                  {"externals", Json::array()}};
     for (const ExecCommand& command : facts.exec_start)
@@ -97,6 +124,8 @@ std::string to_json(const UnitFacts& facts) {
         json["directories"].push_back(directory.path);
     for (const UnitExternal& external : facts.externals)
         json["externals"].push_back(external_json(external));
+    for (const Subgroup& group : facts.subgroups)
+        json["subgroups"].push_back(subgroup_json(group));
     // Arguments may hold any bytes; what is not UTF-8 is only for show and may be replaced.
     return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }

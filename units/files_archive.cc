@@ -7,10 +7,13 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
+#include <map>
 #include <memory>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
+#include <utility>
 
 #include "core/base/io.h"
 #include "units/tar.h"
@@ -20,6 +23,8 @@ namespace {
 
 constexpr size_t kCopyBlock = 1u << 16;
 constexpr mode_t kModeBits = 07777;
+constexpr size_t kMaxAttribute = 1u << 16;  // XATTR_SIZE_MAX and XATTR_LIST_MAX
+constexpr size_t kMaxExtents = 10000;
 
 // Paths of the unit mean what they mean in its own root; a link of its making must lead nowhere else.
 Result<ScopedFd> open_in(int root, const std::string& path, uint64_t flags, uint64_t resolve,
@@ -38,7 +43,63 @@ Result<ScopedFd> open_root(pid_t pid) {
     return open_at(AT_FDCWD, fmt::format("/proc/{}/root", pid), O_PATH | O_DIRECTORY);
 }
 
+// --- attributes ---
+
+// By path, because a FIFO that somebody waits to open must not be opened. `path` may end in a link, which
+// is not followed.
+Result<std::map<std::string, std::string>> read_attributes(const std::string& path,
+                                                           const std::string& object) {
+    std::map<std::string, std::string> out;
+    std::string names(kMaxAttribute, '\0');
+    ssize_t size = llistxattr(path.c_str(), names.data(), names.size());
+    if (size < 0)
+        return errno == ENOTSUP ? Result<std::map<std::string, std::string>>(out)
+                                : fail_errno(object, "cannot list its attributes");
+    names.resize(static_cast<size_t>(size));
+    for (std::string_view rest = names; !rest.empty();) {
+        const std::string name(rest.substr(0, rest.find('\0')));
+        rest.remove_prefix(name.size() + 1);
+        std::string value(kMaxAttribute, '\0');
+        size = lgetxattr(path.c_str(), name.c_str(), value.data(), value.size());
+        if (size < 0)
+            return fail_errno(object, fmt::format("cannot read its attribute {}", name));
+        value.resize(static_cast<size_t>(size));
+        out.emplace(name, std::move(value));
+    }
+    return out;
+}
+
+Result<void> set_attributes(int fd, const TarEntry& entry) {
+    for (const auto& [name, value] : entry.attributes) {
+        if (fsetxattr(fd, name.c_str(), value.data(), value.size(), 0) == 0)
+            continue;
+        // A security module that this host does not have judges nothing either.
+        if (errno != ENOTSUP || !name.starts_with("security."))
+            return fail_errno(entry.path, fmt::format("cannot set its attribute {}", name));
+    }
+    return {};
+}
+
 // --- saving ---
+
+// What of a file is no hole; empty for one without holes, or with so many that a map of them would be too
+// large.
+Result<std::vector<TarExtent>> find_extents(int fd, uint64_t size, const std::string& path) {
+    std::vector<TarExtent> out;
+    for (off_t at = 0; at < static_cast<off_t>(size) && out.size() <= kMaxExtents;) {
+        off_t begin = lseek(fd, at, SEEK_DATA);
+        if (begin < 0 && errno == ENXIO)
+            break;
+        off_t end = begin < 0 ? -1 : lseek(fd, begin, SEEK_HOLE);
+        if (end < 0)
+            return fail_errno(path, "cannot look for holes");
+        end = std::min(end, static_cast<off_t>(size));
+        out.push_back({static_cast<uint64_t>(begin), static_cast<uint64_t>(end - begin)});
+        at = end;
+    }
+    bool is_dense = out.size() > kMaxExtents || (out.size() == 1 && out[0].length == size);
+    return is_dense ? std::vector<TarExtent>() : out;
+}
 
 class Saver {
   public:
@@ -48,12 +109,14 @@ class Saver {
         struct stat status;
         if (fstat(dir, &status) != 0)
             return fail_errno(path, "cannot examine");
-        CKPT_TRY(write_header(path, status, TarType::kDirectory, ""));
+        TarEntry entry = describe(path, status, TarType::kDirectory);
+        CKPT_ASSIGN(entry.attributes, read_attributes(fmt::format("/proc/self/fd/{}/.", dir), path));
+        CKPT_TRY(write_header(entry));
         std::unique_ptr<DIR, int (*)(DIR*)> list(fdopendir(dup(dir)), closedir);
         if (!list)
             return fail_errno(path, "cannot list");
-        while (const dirent* entry = readdir(list.get()))
-            if (std::string name = entry->d_name; name != "." && name != "..")
+        while (const dirent* child = readdir(list.get()))
+            if (std::string name = child->d_name; name != "." && name != "..")
                 CKPT_TRY(save_entry(dir, name, path + "/" + name));
         return {};
     }
@@ -64,62 +127,105 @@ class Saver {
     }
 
   private:
-    Result<void> write_header(const std::string& path, const struct stat& status, TarType type,
-                              const std::string& link) {
+    static TarEntry describe(const std::string& path, const struct stat& status, TarType type) {
         TarEntry entry;
         entry.path = path;
         entry.type = type;
-        entry.link = link;
         entry.mode = status.st_mode & kModeBits;
         entry.uid = status.st_uid;
         entry.gid = status.st_gid;
         entry.mtime = status.st_mtim.tv_sec;
-        entry.size = type == TarType::kFile ? static_cast<uint64_t>(status.st_size) : 0;
+        entry.mtime_nsec = static_cast<uint32_t>(status.st_mtim.tv_nsec);
+        return entry;
+    }
+
+    Result<void> write_header(const TarEntry& entry) {
         std::string header = tar_header(entry);
-        return write_all(out_, header.data(), header.size(), path);
+        return write_all(out_, header.data(), header.size(), entry.path);
     }
 
     Result<void> save_entry(int dir, const std::string& name, const std::string& path) {
         struct stat status;
         if (fstatat(dir, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0)
             return errno == ENOENT ? Result<void>() : fail_errno(path, "cannot examine");
+        TarEntry entry = describe(path, status, TarType::kFile);
+        if (S_ISDIR(status.st_mode)) {
+            CKPT_ASSIGN(ScopedFd child, open_at(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+            return save_directory(child.get(), path);
+        }
+        if (S_ISSOCK(status.st_mode))
+            return {};
+        if (status.st_nlink > 1 && !is_first_name(status, path, entry))
+            return write_header(entry);
+        CKPT_ASSIGN(entry.attributes,
+                    read_attributes(fmt::format("/proc/self/fd/{}/{}", dir, name), path));
         switch (status.st_mode & S_IFMT) {
-            case S_IFDIR: {
-                CKPT_ASSIGN(ScopedFd child, open_at(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
-                return save_directory(child.get(), path);
-            }
-            case S_IFREG: return save_file(dir, name, path);
+            case S_IFREG: return save_file(dir, name, std::move(entry));
             case S_IFLNK: {
-                CKPT_ASSIGN(std::string link, read_link(dir, name));
-                return write_header(path, status, TarType::kLink, link);
+                CKPT_ASSIGN(entry.link, read_link(dir, name));
+                entry.type = TarType::kLink;
+                return write_header(entry);
             }
-            case S_IFIFO: return write_header(path, status, TarType::kFifo, "");
-            case S_IFSOCK: return {};
+            case S_IFIFO: entry.type = TarType::kFifo; return write_header(entry);
         }
         return fail(ErrorKind::kUnsupported, path, "a device node cannot be saved");
     }
 
-    Result<void> save_file(int dir, const std::string& name, const std::string& path) {
+    // The other names of a file are links to the first one that was saved.
+    bool is_first_name(const struct stat& status, const std::string& path, TarEntry& entry) {
+        auto [known, first] = names_.emplace(std::pair(status.st_dev, status.st_ino), path);
+        if (!first) {
+            entry.type = TarType::kHardLink;
+            entry.link = known->second;
+        }
+        return first;
+    }
+
+    Result<void> save_file(int dir, const std::string& name, TarEntry entry) {
         CKPT_ASSIGN(ScopedFd file, open_at(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
         struct stat status;
         if (fstat(file.get(), &status) != 0)
-            return fail_errno(path, "cannot examine");
-        CKPT_TRY(write_header(path, status, TarType::kFile, ""));
+            return fail_errno(entry.path, "cannot examine");
+        entry.size = static_cast<uint64_t>(status.st_size);
+        std::vector<TarExtent> parts = {{0, entry.size}};
+        // st_blocks says cheaply that there may be holes.
+        if (status.st_blocks * 512 < status.st_size) {
+            CKPT_ASSIGN(entry.extents, find_extents(file.get(), entry.size, entry.path));
+            if (!entry.extents.empty() || status.st_blocks == 0)
+                parts = make_sparse(entry);
+        }
+        CKPT_TRY(write_header(entry));
+        for (const TarExtent& part : parts)
+            CKPT_TRY(copy_part(file.get(), part, entry.path));
+        std::string padding(tar_padding(entry.size), '\0');
+        return write_all(out_, padding.data(), padding.size(), entry.path);
+    }
+
+    static std::vector<TarExtent> make_sparse(TarEntry& entry) {
+        entry.sparse_size = std::exchange(entry.size, 0);
+        for (const TarExtent& extent : entry.extents)
+            entry.size += extent.length;
+        return entry.extents;
+    }
+
+    Result<void> copy_part(int file, TarExtent part, const std::string& path) {
         std::string block(kCopyBlock, '\0');
-        for (uint64_t left = static_cast<uint64_t>(status.st_size); left > 0;) {
-            ssize_t n = read(file.get(), block.data(), std::min<uint64_t>(left, block.size()));
+        while (part.length > 0) {
+            ssize_t n = pread(file, block.data(), std::min<uint64_t>(part.length, block.size()),
+                              static_cast<off_t>(part.offset));
             if (n < 0)
                 return fail_errno(path, "cannot read");
             if (n == 0)
                 return fail(ErrorKind::kConflict, path, "shrank while it was saved");
             CKPT_TRY(write_all(out_, block.data(), static_cast<size_t>(n), path));
-            left -= static_cast<uint64_t>(n);
+            part.offset += static_cast<uint64_t>(n);
+            part.length -= static_cast<uint64_t>(n);
         }
-        std::string padding(tar_padding(static_cast<uint64_t>(status.st_size)), '\0');
-        return write_all(out_, padding.data(), padding.size(), path);
+        return {};
     }
 
     int out_;
+    std::map<std::pair<dev_t, ino_t>, std::string> names_;
 };
 
 // --- putting back ---
@@ -167,6 +273,7 @@ class Restorer {
         switch (entry.type) {
             case TarType::kDirectory: return put_directory(dir.get(), name, entry);
             case TarType::kFile: return put_file(dir.get(), name, entry);
+            case TarType::kHardLink: return put_hard_link(dir.get(), name, entry);
             case TarType::kFifo:
                 if (mkfifoat(dir.get(), name.c_str(), 0600) != 0 && errno != EEXIST)
                     return fail_errno(entry.path, "cannot make the FIFO");
@@ -195,17 +302,36 @@ class Restorer {
         return dress(file.get(), entry);
     }
 
+    // To a member that is there already, hence below one of the unit's directories.
+    Result<void> put_hard_link(int dir, const std::string& name, const TarEntry& entry) {
+        for (const Target& target : targets_) {
+            if (!entry.link.starts_with(target.path + "/"))
+                continue;
+            CKPT_ASSIGN(ScopedFd first, open_in(target.dir.get(), entry.link.substr(target.path.size() + 1),
+                                                O_PATH | O_NOFOLLOW, kNoLinks));
+            if (unlinkat(dir, name.c_str(), 0) != 0 && errno != ENOENT)
+                return fail_errno(entry.path, "cannot replace");
+            if (linkat(first.get(), "", dir, name.c_str(), AT_EMPTY_PATH) != 0)
+                return fail_errno(entry.path, fmt::format("cannot link it to {}", entry.link));
+            return {};
+        }
+        return fail(ErrorKind::kBadImage, entry.link, "lies in none of the unit's directories");
+    }
+
     Result<void> dress_by_name(int dir, const std::string& name, const TarEntry& entry) {
         CKPT_ASSIGN(ScopedFd fd, open_in(dir, name, O_RDONLY | O_NONBLOCK | O_NOFOLLOW, kNoLinks));
         return dress(fd.get(), entry);
     }
 
-    // Owner first: a change of owner clears the set-id bits (chown(2)).
+    // Owner first: a change of owner clears the set-id bits and capabilities (chown(2)).
     Result<void> dress(int fd, const TarEntry& entry) {
-        timespec times[2] = {{entry.mtime, 0}, {entry.mtime, 0}};
-        if (fchown(fd, entry.uid, entry.gid) != 0 || fchmod(fd, entry.mode) != 0 ||
-            futimens(fd, times) != 0)
-            return fail_errno(entry.path, "cannot set owner, mode or time");
+        if (fchown(fd, entry.uid, entry.gid) != 0 || fchmod(fd, entry.mode) != 0)
+            return fail_errno(entry.path, "cannot set owner or mode");
+        CKPT_TRY(set_attributes(fd, entry));
+        timespec time = {entry.mtime, static_cast<long>(entry.mtime_nsec)};
+        timespec times[2] = {time, time};
+        if (futimens(fd, times) != 0)
+            return fail_errno(entry.path, "cannot set its time");
         return {};
     }
 
@@ -233,6 +359,10 @@ Result<void> save_unit_files(const UnitFacts& facts, pid_t pid, int out_fd) {
         CKPT_TRY(saver.save_directory(dir->get(), directory.path));
     }
     return saver.finish();
+}
+
+bool has_unit_files(const UnitFacts& facts) {
+    return !facts.directories.empty() || !facts.pid_file.empty();
 }
 
 Result<void> restore_unit_files(const UnitFacts& facts, pid_t pid, int in_fd) {

@@ -12,6 +12,9 @@
 
 namespace checkpointd {
 
+// Is there anything to save?
+bool has_unit_files(const UnitFacts& facts);
+
 // Writes the content of facts.directories, as process `pid` of the unit sees them, to `out_fd` as a POSIX
 // tar archive with absolute member names. Sockets are left out: whoever owns them binds them anew.
 Result<void> save_unit_files(const UnitFacts& facts, pid_t pid, int out_fd);

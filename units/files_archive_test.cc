@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "core/base/io.h"
@@ -93,6 +94,52 @@ TEST_F(ArchiveTest, TreeComesBackAsItWas) {
     ASSERT_TRUE(put_back()) << "twice is as good as once";
 }
 
+TEST_F(ArchiveTest, HolesLinksAttributesAndTimesComeBack) {
+    std::string sparse = run_ + "/sparse", attribute("value\nwith\0everything", 21);
+    {
+        ScopedFd file(open(sparse.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+        ASSERT_EQ(pwrite(file.get(), "begin", 5, 0), 5);
+        ASSERT_EQ(pwrite(file.get(), "end", 3, 3'000'000'000), 3);
+        ASSERT_EQ(ftruncate(file.get(), 4'000'000'000), 0);
+    }
+    std::ofstream(run_ + "/hollow") << "";
+    ASSERT_EQ(truncate((run_ + "/hollow").c_str(), 1'000'000), 0);
+    std::ofstream(run_ + "/one") << "same";
+    fs::create_hard_link(run_ + "/one", run_ + "/two");
+    bool has_attributes = setxattr((run_ + "/one").c_str(), "user.a", attribute.data(), attribute.size(), 0) == 0;
+    timespec times[2] = {{1'234'567, 89}, {1'234'567, 89}};
+    ASSERT_EQ(utimensat(AT_FDCWD, (run_ + "/one").c_str(), times, 0), 0);
+    ASSERT_TRUE(save());
+    EXPECT_LT(lseek(archive_.get(), 0, SEEK_END), 100'000) << "holes take no room";
+
+    fs::remove_all(run_);
+    fs::create_directory(run_);
+    for (int round = 0; round < 2; ++round) {
+        auto done = put_back();
+        ASSERT_TRUE(done) << done.error().text();
+    }
+    struct stat one, two, big;
+    ASSERT_EQ(stat((run_ + "/one").c_str(), &one), 0);
+    ASSERT_EQ(stat((run_ + "/two").c_str(), &two), 0);
+    EXPECT_EQ(one.st_ino, two.st_ino);
+    EXPECT_EQ(one.st_mtim.tv_sec, 1'234'567);
+    EXPECT_EQ(one.st_mtim.tv_nsec, 89);
+    ASSERT_EQ(stat(sparse.c_str(), &big), 0);
+    EXPECT_EQ(big.st_size, 4'000'000'000);
+    EXPECT_LT(big.st_blocks * 512, 1'000'000);
+    EXPECT_EQ(fs::file_size(run_ + "/hollow"), 1'000'000u);
+    ScopedFd file(open(sparse.c_str(), O_RDONLY | O_CLOEXEC));
+    char text[6] = {};
+    ASSERT_EQ(pread(file.get(), text, 3, 3'000'000'000), 3);
+    EXPECT_STREQ(text, "end");
+    if (has_attributes) {
+        std::string value(100, '\0');
+        ssize_t size = getxattr((run_ + "/two").c_str(), "user.a", value.data(), value.size());
+        ASSERT_GE(size, 0);
+        EXPECT_EQ(value.substr(0, static_cast<size_t>(size)), attribute);
+    }
+}
+
 TEST_F(ArchiveTest, OtherProgramsReadIt) {
     std::ofstream(run_ + "/file") << "hello";
     ASSERT_TRUE(save());
@@ -111,6 +158,11 @@ TEST_F(ArchiveTest, NothingIsWrittenOutsideOfTheUnitsDirectories) {
                                           {run_ + "/door/x"},
                                           {run_ + "x"}};
     fs::create_directory_symlink(base_ + "/outside", run_ + "/door");
+    std::ofstream(base_ + "/outside/secret") << "theirs";
+    add_member({run_ + "/link", TarType::kHardLink, base_ + "/outside/secret"});
+    end_archive();
+    EXPECT_FALSE(put_back()) << "a link that leads out";
+    fs::remove(base_ + "/outside/secret");
     for (const auto& [path] : bad) {
         ASSERT_EQ(ftruncate(archive_.get(), 0), 0);
         lseek(archive_.get(), 0, SEEK_SET);

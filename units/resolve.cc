@@ -7,14 +7,17 @@
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
+#include "units/blockers.h"
+#include "units/check_state.h"
+#include "units/definition.h"
 #include "units/drop_in.h"
-#include "units/placeholder.h"
+#include "units/scope.h"
 
 namespace checkpointd {
 namespace {
 
-constexpr std::array<std::string_view, 6> kTypes = {"simple", "exec",    "idle",
-                                                    "notify", "forking", "oneshot"};
+constexpr std::array<std::string_view, 7> kTypes = {"simple",        "exec",    "idle",   "notify",
+                                                    "notify-reload", "forking", "oneshot"};
 
 struct Indispensable {
     std::string_view name;  // or its beginning, with an asterisk
@@ -29,34 +32,21 @@ constexpr std::array<Indispensable, 5> kIndispensable = {{
     {"checkpointd-job-*", "it is a job of checkpointd"},
 }};
 
-// What stands in the way of carrying a unit, all of it.
-class Blockers {
-  public:
-    explicit Blockers(std::string unit) : unit_(std::move(unit)) {}
-    void add(ErrorKind kind, std::string message, std::string remedy = {}) {
-        found_.push_back(Error{kind, unit_, std::move(message), std::move(remedy), 0, {}});
-    }
-    Result<void> result() && {
-        return all_blockers(unit_, "this unit cannot be checkpointed", std::move(found_));
-    }
-
-  private:
-    std::string unit_;
-    std::vector<Error> found_;
-};
-
 Result<void> read_identity(Systemd& systemd, const std::string& name, UnitFacts& facts) {
     CKPT_ASSIGN(facts.id, systemd.text(name, "Unit", "Id"));
     CKPT_ASSIGN(std::string load_state, systemd.text(name, "Unit", "LoadState"));
     if (load_state == "not-found")
-        return fail(ErrorKind::kNotFound, name, "there is no such unit");
-    if (!facts.id.ends_with(".service"))
-        return fail(ErrorKind::kUnsupported, facts.id, "only services can be checkpointed",
-                    "scopes, slices and the units of user managers are not supported yet");
+        return fail(ErrorKind::kNotFound, name, "there is no such unit",
+                    "units of user managers (systemctl --user) cannot be carried");
+    CKPT_TRY(check_name(facts.id));
     if (load_state != "loaded")
         return fail(ErrorKind::kConflict, facts.id, fmt::format("the unit is {}", load_state));
     CKPT_ASSIGN(facts.fragment_path, systemd.text(facts.id, "Unit", "FragmentPath"));
     CKPT_ASSIGN(facts.transient, systemd.boolean(facts.id, "Unit", "Transient"));
+    CKPT_ASSIGN(facts.description, systemd.text(facts.id, "Unit", "Description"));
+    if (facts.transient) {
+        CKPT_ASSIGN(facts.definition, read_definition(systemd, facts.id));
+    }
     return {};
 }
 
@@ -88,26 +78,6 @@ Result<void> read_directories(Systemd& systemd, UnitFacts& facts) {
     return {};
 }
 
-Result<void> check_state(Systemd& systemd, const UnitFacts& facts, Blockers& blockers) {
-    CKPT_ASSIGN(std::string state, systemd.text(facts.id, "Unit", "ActiveState"));
-    // A oneshot's program runs while its unit is activating.
-    bool is_running = state == "active" || (facts.type == "oneshot" && state == "activating");
-    if (!is_running)
-        blockers.add(ErrorKind::kConflict, fmt::format("the unit is {}, not running", state),
-                     "start it first");
-    CKPT_ASSIGN(bool has_job, systemd.has_job(facts.id));
-    if (has_job && facts.type != "oneshot")
-        blockers.add(ErrorKind::kConflict, "systemd has a job queued for it", "try again later");
-    CKPT_ASSIGN(auto placeholder, Placeholder::find(facts.main_pid));
-    if (placeholder)
-        blockers.add(ErrorKind::kConflict, fmt::format("it is suspended, on image {}", placeholder->image()),
-                     "crctl restore lets it go on; systemctl stop ends it");
-    if (is_running && facts.main_pid == 0)
-        blockers.add(ErrorKind::kUnsupported, "it has no main process that systemd knows",
-                     "give the unit a PIDFile=, or a Type= with a main process");
-    return {};
-}
-
 // The placeholder keeps PIDs by a capability in our user namespace, so it cannot live in another.
 void check_placeholder(const UnitFacts& facts, Blockers& blockers) {
     auto own = read_link(AT_FDCWD, "/proc/self/ns/user");
@@ -124,9 +94,6 @@ Result<void> check_stop_effects(Systemd& systemd, const UnitFacts& facts, WayDow
         check_placeholder(facts, blockers);
         return {};
     }
-    if (facts.transient)
-        blockers.add(ErrorKind::kUnsupported, "a transient unit vanishes when it stops",
-                     "write a unit file for it, or suspend it");
     CKPT_ASSIGN(uint64_t stored, systemd.number(facts.id, "Service", "NFileDescriptorStore"));
     if (stored > 0)
         blockers.add(ErrorKind::kUnsupported,
@@ -151,9 +118,9 @@ Result<void> check_settings(Systemd& systemd, const UnitFacts& facts, Blockers& 
         blockers.add(ErrorKind::kUnsupported, fmt::format("it must not stand still: {}", why));
     if (std::find(kTypes.begin(), kTypes.end(), facts.type) == kTypes.end())
         blockers.add(ErrorKind::kUnsupported, fmt::format("Type={} cannot be carried", facts.type),
-                     facts.type == "dbus" ? "a connection to the bus cannot be carried over" : "");
-    if (facts.type == "oneshot" && facts.exec_start.size() > 1)
-        blockers.add(ErrorKind::kUnsupported, "a oneshot with several ExecStart= cannot be carried yet");
+                     facts.type == "dbus" ? "its connection to the bus ends with the process that "
+                                             "the bus knows; no other can go on with it"
+                                           : "");
     for (const char* property : {"RootDirectory", "RootImage", "PAMName"}) {
         CKPT_ASSIGN(std::string value, systemd.text(id, "Service", property));
         if (!value.empty())
@@ -203,7 +170,10 @@ Result<void> check_namespaces(Systemd& systemd, const UnitFacts& facts, Blockers
         CKPT_ASSIGN(bool of_host, is_of_the_host(facts.main_pid, setting.name));
         if (of_host)
             continue;
-        CKPT_ASSIGN(bool asked_for, is_asked_for(systemd, facts.id, setting));
+        bool asked_for = false;  // nobody makes one for a scope
+        if (!facts.is_scope()) {
+            CKPT_ASSIGN(asked_for, is_asked_for(systemd, facts.id, setting));
+        }
         if (!asked_for)
             blockers.add(ErrorKind::kUnsupported,
                          fmt::format("its main process made itself a {} namespace", setting.name),
@@ -212,16 +182,12 @@ Result<void> check_namespaces(Systemd& systemd, const UnitFacts& facts, Blockers
     return {};
 }
 
-// A process in a cgroup below the unit's own was put there by a manager of its own (Delegate=).
 Result<void> check_processes(const UnitFacts& facts, Blockers& blockers) {
     CKPT_ASSIGN(auto all, cgroup_processes(facts.cgroup_dir));
     if (all.empty())
         blockers.add(ErrorKind::kConflict, "it has no processes", "there is nothing to checkpoint");
-    CKPT_ASSIGN(std::string own, read_file(AT_FDCWD, facts.cgroup_dir + "/cgroup.procs"));
-    size_t direct = static_cast<size_t>(std::count(own.begin(), own.end(), '\n'));
-    if (direct < all.size())
-        blockers.add(ErrorKind::kUnsupported, "it has processes in control groups below its own",
-                     "Delegate= is not supported yet");
+    if (auto groups = read_subgroups(facts.cgroup_dir); !groups)
+        blockers.add(groups.error().kind, groups.error().line());
     return {};
 }
 
@@ -229,6 +195,22 @@ Result<void> locate_cgroup(UnitFacts& facts) {
     CKPT_ASSIGN(const std::string root, cgroup2_mount_point());
     facts.cgroup_dir = root + facts.cgroup;
     return {};
+}
+
+Result<void> resolve_service(Systemd& systemd, UnitFacts& facts, WayDown way, Blockers& blockers) {
+    CKPT_TRY(read_service(systemd, facts));
+    CKPT_TRY(read_directories(systemd, facts));
+    CKPT_TRY(check_state(systemd, facts, blockers));
+    CKPT_TRY(check_settings(systemd, facts, blockers));
+    return check_stop_effects(systemd, facts, way, blockers);
+}
+
+Result<void> resolve_scope(Systemd& systemd, UnitFacts& facts, WayDown way, Blockers& blockers) {
+    CKPT_TRY(read_scope(systemd, facts));
+    if (way == WayDown::kSuspend)
+        blockers.add(ErrorKind::kUnsupported, "a scope cannot be suspended in place",
+                     "mode stop takes it down, and a restore makes it anew");
+    return check_scope(systemd, facts, blockers);
 }
 
 }  // namespace
@@ -253,12 +235,11 @@ Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDow
         return fail(ErrorKind::kBadInput, name, "this is not a unit's name");
     UnitFacts facts;
     CKPT_TRY(read_identity(systemd, name, facts));
-    CKPT_TRY(read_service(systemd, facts));
-    CKPT_TRY(read_directories(systemd, facts));
     Blockers blockers(facts.id);
-    CKPT_TRY(check_state(systemd, facts, blockers));
-    CKPT_TRY(check_settings(systemd, facts, blockers));
-    CKPT_TRY(check_stop_effects(systemd, facts, way, blockers));
+    if (facts.id.ends_with(".scope"))
+        CKPT_TRY(resolve_scope(systemd, facts, way, blockers));
+    else
+        CKPT_TRY(resolve_service(systemd, facts, way, blockers));
     if (!facts.cgroup.empty()) {
         CKPT_TRY(locate_cgroup(facts));
         CKPT_TRY(check_processes(facts, blockers));

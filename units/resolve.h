@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "units/subgroups.h"
 #include "units/systemd.h"
 
 namespace checkpointd {
@@ -53,9 +54,13 @@ Result<WayDown> parse_way_down(std::string_view text);
 // Everything about a running unit that its image must remember, and what finds its processes.
 struct UnitFacts {
     std::string id;             // canonical name
-    std::string type;           // simple, exec, idle, notify, forking, oneshot
+    std::string type;           // simple, exec, idle, notify, notify-reload, forking, oneshot; "scope"
     std::string fragment_path;
     bool transient = false;
+    std::string definition;     // of a transient unit: the text of its files
+    std::string description;
+    std::string slice;          // of a scope, and who is asked to stop it
+    std::string controller;
     std::string cgroup;         // "/system.slice/foo.service", relative to PID 1's cgroup root
     std::string cgroup_dir;     // the same in the file system: "/sys/fs/cgroup/system.slice/foo.service"
     pid_t main_pid = 0;
@@ -67,11 +72,15 @@ struct UnitFacts {
     std::string pid_file_content;
     std::string syslog_identifier;
     std::vector<ExecCommand> exec_start;
+    size_t exec_index = 0;       // of those, the one that runs; not 0 for a oneshot only
     std::vector<UnitDirectory> directories;
     std::vector<UnitExternal> externals;
+    std::vector<Subgroup> subgroups;  // Delegate=
+
+    bool is_scope() const { return type == "scope"; }
 };
 
-// Resolves a running service. All reasons why it cannot be carried that way come back in one error (its
+// Resolves a running service or scope. All reasons why it cannot be carried that way come back in one error (its
 // causes), and nothing was changed.
 Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name,
                                WayDown way = WayDown::kStop);

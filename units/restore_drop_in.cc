@@ -44,8 +44,15 @@ std::string identifier(const UnitFacts& facts, const ExecCommand& command) {
 
 std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecCommand>& commands,
                             const StageOptions& options) {
-    const ExecCommand own = commands.empty() ? ExecCommand{} : commands.front();
+    const ExecCommand own = facts.exec_index < commands.size() ? commands[facts.exec_index] : ExecCommand{};
     DropIn text("Written by checkpointd while it restores this unit; removed right after.");
+    text.include(facts.definition);
+    if (facts.is_scope()) {
+        // If this comes to nothing, all of it is killed.
+        text.section("Scope");
+        text.set("KillSignal", "SIGKILL");
+        return text.text();
+    }
     text.section("Unit");
     text.set("StartLimitIntervalSec", "0");
     text.section("Service");

@@ -14,6 +14,7 @@
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
 #include "core/transaction/undo_kinds.h"
+#include "units/definition.h"
 #include "units/drop_in_file.h"
 #include "units/undo.h"
 #include "units/unit_process.h"
@@ -49,6 +50,9 @@ Result<void> check_slice_runs(Systemd& systemd, const UnitFacts& facts) {
 
 Result<void> check_inactive(Systemd& systemd, const UnitFacts& facts) {
     CKPT_ASSIGN(std::string load_state, systemd.text(facts.id, "Unit", "LoadState"));
+    // Made by our start. One that is there is not ours; what systemd says of it depends on its state.
+    if (facts.transient && load_state == "not-found")
+        return {};
     if (load_state != "loaded")
         return fail(ErrorKind::kNotFound, facts.id, fmt::format("the unit is {}", load_state),
                     "install the unit as it was at the checkpoint");
@@ -58,6 +62,9 @@ Result<void> check_inactive(Systemd& systemd, const UnitFacts& facts) {
         return fail(ErrorKind::kConflict, facts.id,
                     fmt::format("the unit is {}{}", state, has_job ? " and has a job queued" : ""),
                     "stop it first");
+    if (facts.transient)
+        return fail(ErrorKind::kConflict, facts.id, "there is a unit of this name by now",
+                    "remove its unit file, or forget it by systemctl reset-failed");
     CKPT_ASSIGN(std::string type, systemd.text(facts.id, "Service", "Type"));
     if (type != facts.type)
         return fail(ErrorKind::kConflict, facts.id,
@@ -91,6 +98,8 @@ StagedUnit::StagedUnit(StagedUnit&& other) noexcept
       facts_(std::move(other.facts_)),
       drop_in_undo_(std::exchange(other.drop_in_undo_, 0)),
       unstage_undo_(std::exchange(other.unstage_undo_, 0)),
+      define_undo_(std::exchange(other.define_undo_, 0)),
+      placeholder_(std::move(other.placeholder_)),
       helper_pid_(other.helper_pid_),
       helper_pidfd_(std::move(other.helper_pidfd_)),
       cgroup_fd_(std::move(other.cgroup_fd_)),
@@ -109,19 +118,31 @@ Result<StagedUnit> StagedUnit::start(Systemd& systemd, Journal& journal, const U
     CKPT_TRY(check_inactive(systemd, facts));
     StagedUnit staged(systemd, journal, facts);
     CKPT_TRY(staged.write_drop_in(options, steps));
-    CKPT_TRY(staged.start_unit(options, steps, deadline));
+    if (facts.is_scope())
+        CKPT_TRY(staged.start_scope(steps, deadline));
+    else
+        CKPT_TRY(staged.start_unit(options, steps, deadline));
     CKPT_TRY(steps.enter("units.stage.take-descriptors"));
     CKPT_TRY(staged.open_cgroup());
-    CKPT_TRY(staged.take_descriptors());
+    if (facts.is_scope())
+        CKPT_TRY(staged.open_streams());
+    else
+        CKPT_TRY(staged.take_descriptors());
     return staged;
 }
 
 Result<void> StagedUnit::write_drop_in(const StageOptions& options, Steps& steps) {
-    CKPT_ASSIGN(auto commands, systemd_->commands(facts_.id, "ExecStart"));
     StageOptions own = options;
-    CKPT_ASSIGN(auto no_exec, systemd_->list(facts_.id, "Service", "NoExecPaths"));
-    own.needs_exec_path = !no_exec.empty();
-    CKPT_ASSIGN(own.needs_calls, systemd_->has_call_filter(facts_.id));
+    std::vector<ExecCommand> commands = facts_.exec_start;
+    if (facts_.transient) {
+        own.needs_exec_path = facts_.definition.find("\nNoExecPaths=") != std::string::npos;
+        own.needs_calls = facts_.definition.find("\nSystemCallFilter=") != std::string::npos;
+    } else {
+        CKPT_ASSIGN(commands, systemd_->commands(facts_.id, "ExecStart"));
+        CKPT_ASSIGN(auto no_exec, systemd_->list(facts_.id, "Service", "NoExecPaths"));
+        own.needs_exec_path = !no_exec.empty();
+        CKPT_ASSIGN(own.needs_calls, systemd_->has_call_filter(facts_.id));
+    }
     return put_drop_in(*systemd_, *journal_, facts_.id, restore_drop_in(facts_, commands, own),
                        "units.stage", steps, drop_in_undo_);
 }
@@ -144,7 +165,8 @@ Result<pid_t> StagedUnit::find_helper(const StageOptions& options) {
 Result<void> StagedUnit::start_unit(const StageOptions& options, Steps& steps, Deadline deadline) {
     CKPT_ASSIGN(unstage_undo_, undo_by_unstaging(*journal_, facts_.id));
     CKPT_TRY(steps.enter("units.stage.start-unit"));
-    CKPT_ASSIGN(start_job_, systemd_->start_unit(facts_.id));
+    CKPT_ASSIGN(start_job_, facts_.transient ? start_transient(*systemd_, facts_, 0)
+                                             : systemd_->start_unit(facts_.id));
     CKPT_TRY(steps.enter("units.stage.wait-helper"));
     CKPT_TRY(poll_until(deadline, facts_.id, "the stage helper did not come up in time",
                         [&]() -> Result<bool> {
@@ -155,12 +177,40 @@ Result<void> StagedUnit::start_unit(const StageOptions& options, Steps& steps, D
     return {};
 }
 
+// Limits hold for the restored processes from their first instruction on, because they are born in it.
+Result<void> StagedUnit::start_scope(Steps& steps, Deadline deadline) {
+    CKPT_ASSIGN(unstage_undo_, undo_by_unstaging(*journal_, facts_.id));
+    CKPT_TRY(steps.enter("units.stage.start-unit"));
+    CKPT_ASSIGN(placeholder_, ScopeHolder::start());
+    helper_pid_ = placeholder_.pid();
+    CKPT_ASSIGN(helper_pidfd_, open_pidfd(helper_pid_));
+    CKPT_ASSIGN(start_job_, start_transient(*systemd_, facts_, helper_pid_));
+    CKPT_ASSIGN(std::string result, systemd_->wait_job(start_job_, deadline));
+    if (result != "done")
+        return fail(ErrorKind::kSystem, facts_.id,
+                    fmt::format("systemd could not start the scope: its job is {}", result));
+    return {};
+}
+
+Result<void> StagedUnit::open_streams() {
+    for (const UnitExternal& external : facts_.externals) {
+        if (external.address.empty() && external.key.starts_with("socket:")) {
+            CKPT_ASSIGN(ScopedFd stream, open_journal_stream(facts_.id));
+            externals_.emplace_back(external.key, std::move(stream));
+            continue;
+        }
+        return fail(ErrorKind::kUnsupported, facts_.id,
+                    fmt::format("nobody opens {} again for a scope", external.key));
+    }
+    return {};
+}
+
 Result<void> StagedUnit::open_cgroup() {
-    CKPT_ASSIGN(cgroup_, systemd_->text(facts_.id, "Service", "ControlGroup"));
+    CKPT_ASSIGN(cgroup_, systemd_->text(facts_.id, facts_.is_scope() ? "Scope" : "Service", "ControlGroup"));
     CKPT_ASSIGN(const std::string root, cgroup2_mount_point());
     cgroup_dir_ = root + cgroup_;
     CKPT_ASSIGN(cgroup_fd_, open_at(AT_FDCWD, cgroup_dir_, O_RDONLY | O_DIRECTORY));
-    return {};
+    return make_subgroups(cgroup_dir_, facts_.subgroups);
 }
 
 // A listening socket keeps its name and address over a reboot, not its number nor its inode.
@@ -197,6 +247,8 @@ Result<void> StagedUnit::take_descriptors() {
 }
 
 Result<void> StagedUnit::announce(pid_t main_pid, Steps& steps, Deadline deadline) {
+    if (facts_.is_scope())
+        return {};  // it has no main process
     CKPT_TRY(steps.enter("units.hand-over.main-pid"));
     CKPT_TRY(check_new_main(main_pid, cgroup_));
     // Alone in its message: systemd takes the READY=1 beside a MAINPID= that it refuses.
@@ -214,6 +266,10 @@ Result<void> StagedUnit::announce(pid_t main_pid, Steps& steps, Deadline deadlin
 
 Result<void> StagedUnit::dismiss_helper(Steps& steps, Deadline deadline) {
     CKPT_TRY(steps.enter("units.hand-over.dismiss-helper"));
+    if (facts_.is_scope()) {
+        placeholder_.end();
+        return {};
+    }
     if (syscall(SYS_pidfd_send_signal, helper_pidfd_.get(), SIGUSR1, nullptr, 0) != 0)
         return fail_errno("stage helper", "cannot tell it to leave");
     return poll_until(deadline, facts_.id, "the stage helper does not leave", [&]() -> Result<bool> {
@@ -235,6 +291,8 @@ Result<void> StagedUnit::wait_running(pid_t main_pid, Steps& steps, Deadline dea
             return state == wanted;
         });
     CKPT_TRY(reached);
+    if (facts_.is_scope())
+        return {};
     CKPT_ASSIGN(uint64_t now, systemd_->number(facts_.id, "Service", "MainPID"));
     if (now != static_cast<uint64_t>(main_pid))
         return fail(ErrorKind::kSystem, facts_.id,
@@ -246,6 +304,9 @@ Result<void> StagedUnit::wait_running(pid_t main_pid, Steps& steps, Deadline dea
 // the tasks may run, it does so if they died with us. Then PID 1 may not have seen their death yet, and the
 // drop-in must not go before it has.
 Result<void> StagedUnit::commit_to(pid_t main_pid, const std::function<Result<void>()>& commit) {
+    if (facts_.transient) {
+        CKPT_ASSIGN(define_undo_, undo_by_defining(*journal_, facts_.id, facts_.definition));
+    }
     CKPT_ASSIGN(const uint64_t unless_alive,
                 undo_by_unstaging_unless_alive(*journal_, facts_.id, main_pid));
     CKPT_TRY(journal_->drop(std::exchange(unstage_undo_, unless_alive)));
@@ -258,11 +319,14 @@ Result<void> StagedUnit::hand_over(pid_t main_pid, const std::function<Result<vo
     CKPT_TRY(dismiss_helper(steps, deadline));
     CKPT_TRY(wait_running(main_pid, steps, deadline));
     CKPT_TRY(steps.enter("units.hand-over.commit"));
+    CKPT_TRY(configure_subgroups(cgroup_dir_, facts_.subgroups));
     CKPT_TRY(commit_to(main_pid, commit));
     // The restore has succeeded: what fails from here on is no reason to take it back. A drop-in that
     // could not be removed stays in the journal.
     (void)steps.enter("units.hand-over.remove-drop-in");
     const uint64_t unless_alive = std::exchange(unstage_undo_, 0);
+    if (define_undo_ != 0 && journal_->undo(define_undo_))
+        define_undo_ = 0;
     if (journal_->undo(drop_in_undo_))
         drop_in_undo_ = 0;
     (void)journal_->drop(unless_alive);
@@ -278,6 +342,10 @@ Result<void> StagedUnit::abandon() {
     if (unstage_undo_ != 0) {
         CKPT_TRY(journal_->undo(unstage_undo_));
         unstage_undo_ = 0;
+    }
+    if (define_undo_ != 0) {
+        CKPT_TRY(journal_->drop(define_undo_));
+        define_undo_ = 0;
     }
     if (drop_in_undo_ != 0) {
         CKPT_TRY(journal_->undo(drop_in_undo_));

@@ -16,6 +16,7 @@
 #include "core/base/steps.h"
 #include "core/transaction/journal.h"
 #include "units/resolve.h"
+#include "units/scope.h"
 #include "units/systemd.h"
 #include "units/unit_stage.h"
 
@@ -76,11 +77,13 @@ class StagedUnit : public UnitStage {
   private:
     StagedUnit(Systemd& systemd, Journal& journal, UnitFacts facts);
     Result<void> write_drop_in(const StageOptions& options, Steps& steps);
+    Result<void> start_scope(Steps& steps, Deadline deadline);
     Result<void> start_unit(const StageOptions& options, Steps& steps, Deadline deadline);
     Result<pid_t> find_helper(const StageOptions& options);
     Result<void> open_cgroup();
     Result<ScopedFd> take_listener(const UnitExternal& wanted, const std::vector<std::string>& names);
     Result<void> take_descriptors();
+    Result<void> open_streams();
     Result<void> commit_to(pid_t main_pid, const std::function<Result<void>()>& commit);
     Result<void> announce(pid_t main_pid, Steps& steps, Deadline deadline);
     Result<void> dismiss_helper(Steps& steps, Deadline deadline);
@@ -91,6 +94,8 @@ class StagedUnit : public UnitStage {
     UnitFacts facts_;
     uint64_t drop_in_undo_ = 0;
     uint64_t unstage_undo_ = 0;
+    uint64_t define_undo_ = 0;
+    ScopeHolder placeholder_;  // a scope's helper
     pid_t helper_pid_ = 0;
     ScopedFd helper_pidfd_;
     ScopedFd cgroup_fd_;

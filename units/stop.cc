@@ -9,6 +9,7 @@
 #include "core/kernel/cgroup.h"
 #include "units/drop_in.h"
 #include "units/drop_in_file.h"
+#include "units/scope.h"
 #include "units/undo.h"
 
 namespace checkpointd {
@@ -33,6 +34,8 @@ CleanStop::~CleanStop() {
 }
 
 Result<void> CleanStop::prepare(Steps& steps) {
+    if (facts_.is_scope())
+        return {};  // systemd runs nothing of its own for it
     return put_drop_in(systemd_, journal_, facts_.id, stop_drop_in(facts_), "units.stop", steps,
                        drop_in_undo_);
 }
@@ -56,6 +59,8 @@ Result<void> CleanStop::verify() {
 
 Result<void> CleanStop::stop(Steps& steps, Deadline deadline,
                              const std::function<Result<void>()>& reap) {
+    if (facts_.is_scope())
+        return end_scope(systemd_, facts_, steps, deadline, reap);
     CKPT_TRY(steps.enter("units.stop.stop-unit"));
     CKPT_ASSIGN(await_undo_, undo_by_awaiting_stop(journal_, facts_.id));
     // "replace" would stop the units that require this one, too.

@@ -172,10 +172,14 @@ struct Systemd::Impl {
         if (r < 0)
             return error.failure(unit, method, r);
         Message reply(raw);
+        return queued(unit, reply.get());
+    }
+
+    // Signals are dispatched in job_result() only, so this is in time for JobRemoved.
+    Result<std::string> queued(const std::string& unit, sd_bus_message* reply) {
         const char* job = nullptr;
-        if ((r = sd_bus_message_read(reply.get(), "o", &job)) < 0)
+        if (int r = sd_bus_message_read(reply, "o", &job); r < 0)
             return bad_reply(unit, "the job", r);
-        // Signals are dispatched in job_result() only, so this is in time for JobRemoved.
         jobs.emplace(job, std::nullopt);
         return std::string(job);
     }
@@ -342,6 +346,49 @@ Result<std::string> Systemd::start_unit(const std::string& unit, const char* mod
 
 Result<std::string> Systemd::stop_unit(const std::string& unit, const char* mode) {
     return impl_->queue_job("StopUnit", unit, mode);
+}
+
+static int append_text(sd_bus_message* call, const char* name, const std::string& value) {
+    return value.empty() ? 0 : sd_bus_message_append(call, "(sv)", name, "s", value.c_str());
+}
+
+static int append_properties(sd_bus_message* call, const TransientUnit& unit) {
+    int r = 0;
+    if ((r = sd_bus_message_append(call, "ss", unit.name.c_str(), "fail")) < 0 ||
+        (r = sd_bus_message_open_container(call, 'a', "(sv)")) < 0 ||
+        (r = append_text(call, "Description", unit.description)) < 0 ||
+        (r = append_text(call, "Slice", unit.slice)) < 0 ||
+        (r = append_text(call, "Controller", unit.controller)) < 0)
+        return r;
+    if (!unit.processes.empty()) {
+        if ((r = sd_bus_message_open_container(call, 'r', "sv")) < 0 ||
+            (r = sd_bus_message_append(call, "s", "PIDs")) < 0 ||
+            (r = sd_bus_message_open_container(call, 'v', "au")) < 0 ||
+            (r = sd_bus_message_append_array(call, 'u', unit.processes.data(),
+                                             unit.processes.size() * sizeof(uint32_t))) < 0 ||
+            (r = sd_bus_message_close_container(call)) < 0 ||
+            (r = sd_bus_message_close_container(call)) < 0)
+            return r;
+    }
+    if ((r = sd_bus_message_close_container(call)) < 0)
+        return r;
+    return sd_bus_message_append(call, "a(sa(sv))", 0);
+}
+
+Result<std::string> Systemd::start_transient_unit(const TransientUnit& unit) {
+    sd_bus_message* raw = nullptr;
+    int r = sd_bus_message_new_method_call(impl_->bus.get(), &raw, kService, kManagerPath, kManager,
+                                           "StartTransientUnit");
+    Message call(raw);
+    if (r < 0 || (r = append_properties(call.get(), unit)) < 0)
+        return fail_errno(unit.name, "cannot ask systemd for a transient unit", -r);
+    BusError error;
+    sd_bus_message* answer = nullptr;
+    r = sd_bus_call(impl_->bus.get(), call.get(), 0, error.get(), &answer);
+    if (r < 0)
+        return error.failure(unit.name, "start the transient unit", r);
+    Message reply(answer);
+    return impl_->queued(unit.name, reply.get());
 }
 
 Result<std::optional<std::string>> Systemd::job_result(const std::string& job) {

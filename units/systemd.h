@@ -29,6 +29,15 @@ struct ExecCommand {
     int32_t code = 0;                // CLD_EXITED ... of the last run; 0 while it runs or before it ran
 };
 
+// What StartTransientUnit is told; empty members are left out.
+struct TransientUnit {
+    std::string name;
+    std::string description;
+    std::string slice;
+    std::string controller;            // a scope's
+    std::vector<uint32_t> processes;   // that a scope takes in
+};
+
 class Systemd {
   public:
     // Connects to the system bus, or to PID 1's own socket where there is no bus (early at boot).
@@ -57,6 +66,7 @@ class Systemd {
     // Queue a job and return its object path. `mode` as in systemctl --job-mode.
     Result<std::string> start_unit(const std::string& unit, const char* mode = "replace");
     Result<std::string> stop_unit(const std::string& unit, const char* mode = "replace");
+    Result<std::string> start_transient_unit(const TransientUnit& unit);
     // Has the job that start_unit() or stop_unit() queued ended, and how? Does not wait.
     Result<std::optional<std::string>> job_result(const std::string& job);
     // Waits till the job is gone and returns its result: "done", "failed", "canceled", "timeout",

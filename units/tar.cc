@@ -13,7 +13,9 @@ namespace checkpointd {
 namespace {
 
 constexpr size_t kBlock = 512;
-constexpr size_t kMaxExtension = 64u << 10;
+constexpr size_t kMaxExtension = 1u << 20;
+constexpr std::string_view kAttribute = "SCHILY.xattr.";  // as star and GNU tar write them
+constexpr uint32_t kNsecPerSec = 1'000'000'000;
 constexpr char kExtension = 'x';
 
 // ustar header block, POSIX.1-2001 "ustar Interchange Format".
@@ -98,6 +100,13 @@ std::string extension_record(std::string_view key, std::string_view value) {
     return fmt::format("{} {}={}\n", length, key, value);
 }
 
+std::string map_text(const std::vector<TarExtent>& extents) {
+    std::string out;
+    for (const TarExtent& extent : extents)
+        out += fmt::format("{}{},{}", out.empty() ? "" : ",", extent.offset, extent.length);
+    return out;
+}
+
 std::string extension_of(const TarEntry& entry) {
     std::string out;
     if (entry.path.size() > sizeof(Header::name))
@@ -110,6 +119,15 @@ std::string extension_of(const TarEntry& entry) {
         out += extension_record("gid", std::to_string(entry.gid));
     if (entry.size > 077777777777)
         out += extension_record("size", std::to_string(entry.size));
+    if (entry.mtime_nsec != 0)
+        out += extension_record("mtime", fmt::format("{}.{:09}", entry.mtime, entry.mtime_nsec));
+    for (const auto& [name, value] : entry.attributes)
+        out += extension_record(fmt::format("{}{}", kAttribute, name), value);
+    if (entry.is_sparse()) {
+        out += extension_record("GNU.sparse.size", std::to_string(entry.sparse_size));
+        out += extension_record("GNU.sparse.numblocks", std::to_string(entry.extents.size()));
+        out += extension_record("GNU.sparse.map", map_text(entry.extents));
+    }
     return out;
 }
 
@@ -138,6 +156,32 @@ bool number(std::string_view text, T& value) {
     return error == std::errc() && end == text.data() + text.size();
 }
 
+bool read_time(std::string_view text, TarEntry& entry) {
+    size_t point = text.find('.');
+    return point != std::string_view::npos && number(text.substr(0, point), entry.mtime) &&
+           text.size() == point + 10 && number(text.substr(point + 1), entry.mtime_nsec) &&
+           entry.mtime_nsec < kNsecPerSec;
+}
+
+// "OFFSET,LENGTH,OFFSET,LENGTH": ascending, without overlap.
+bool read_map(std::string_view text, std::vector<TarExtent>& extents) {
+    uint64_t end = 0;
+    while (!text.empty()) {
+        TarExtent extent;
+        for (uint64_t* value : {&extent.offset, &extent.length}) {
+            std::string_view word = text.substr(0, text.find(','));
+            if (!number(word, *value))
+                return false;
+            text.remove_prefix(std::min(text.size(), word.size() + 1));
+        }
+        if (extent.offset < end || extent.length > UINT64_MAX - extent.offset)
+            return false;
+        end = extent.offset + extent.length;
+        extents.push_back(extent);
+    }
+    return true;
+}
+
 bool apply_record(std::string_view key, std::string_view value, TarEntry& entry) {
     if (key == "path")
         entry.path = value;
@@ -149,9 +193,51 @@ bool apply_record(std::string_view key, std::string_view value, TarEntry& entry)
         return number(value, entry.gid);
     else if (key == "size")
         return number(value, entry.size);
+    else if (key == "mtime")
+        return read_time(value, entry);
+    else if (key.starts_with(kAttribute))
+        entry.attributes[std::string(key.substr(kAttribute.size()))] = value;
+    else if (key == "GNU.sparse.size")
+        return number(value, entry.sparse_size);
+    else if (key == "GNU.sparse.map")
+        return read_map(value, entry.extents);
     else
-        return false;
+        return key == "GNU.sparse.numblocks";
     return true;
+}
+
+// What follows is what the map says, and all of it lies in the file.
+bool is_consistent(const TarEntry& entry) {
+    uint64_t sum = 0;
+    for (const TarExtent& extent : entry.extents)
+        sum += extent.length;
+    if (!entry.is_sparse())
+        return entry.extents.empty();
+    return entry.type == TarType::kFile && sum == entry.size && entry.sparse_size <= INT64_MAX &&
+           (entry.extents.empty() ||
+            entry.extents.back().offset + entry.extents.back().length <= entry.sparse_size);
+}
+
+Result<void> copy_bytes(int in_fd, int out_fd, uint64_t size, const std::string& path) {
+    std::string block(1u << 16, '\0');
+    for (uint64_t left = size; left > 0;) {
+        size_t part = static_cast<size_t>(std::min<uint64_t>(left, block.size()));
+        CKPT_TRY(read_exactly(in_fd, block.data(), part));
+        CKPT_TRY(write_all(out_fd, block.data(), part, path));
+        left -= part;
+    }
+    return {};
+}
+
+Result<void> copy_sparse(int in_fd, const TarEntry& entry, int out_fd) {
+    for (const TarExtent& extent : entry.extents) {
+        if (lseek(out_fd, static_cast<off_t>(extent.offset), SEEK_SET) < 0)
+            return fail_errno(entry.path, "cannot seek");
+        CKPT_TRY(copy_bytes(in_fd, out_fd, extent.length, entry.path));
+    }
+    if (ftruncate(out_fd, static_cast<off_t>(entry.sparse_size)) != 0)
+        return fail_errno(entry.path, "cannot set its size");
+    return {};
 }
 
 Result<void> apply_extension(std::string_view text, TarEntry& entry) {
@@ -200,7 +286,7 @@ bool is_end(const Header& header) {
 }
 
 bool is_type(char type) {
-    return type == '0' || type == '2' || type == '5' || type == '6';
+    return std::string_view("01256").find(type) != std::string_view::npos;
 }
 
 Result<std::string> read_extension(int fd, uint64_t size) {
@@ -221,7 +307,7 @@ size_t tar_padding(uint64_t size) {
 std::string tar_header(const TarEntry& entry) {
     std::string out, extension = extension_of(entry);
     if (!extension.empty()) {
-        out = block_of(TarEntry{"checkpointd-extension", TarType::kFile, "", 0600, 0, 0, 0, 0},
+        out = block_of(TarEntry{"checkpointd-extension", TarType::kFile, "", 0600, 0, 0, 0, 0, 0, {}, {}, 0},
                        kExtension, extension.size());
         out += extension + std::string(tar_padding(extension.size()), '\0');
     }
@@ -249,18 +335,18 @@ Result<std::optional<TarEntry>> tar_next(int fd) {
     entry.type = static_cast<TarType>(header.type);
     if (entry.type != TarType::kFile && entry.size != 0)
         return malformed("content of what is no file");
+    if (!is_consistent(entry))
+        return malformed("map of a sparse file");
     return entry;
 }
 
 Result<void> tar_copy(int in_fd, const TarEntry& entry, int out_fd) {
-    std::string block(1u << 16, '\0');
-    for (uint64_t left = entry.size; left > 0;) {
-        size_t part = static_cast<size_t>(std::min<uint64_t>(left, block.size()));
-        CKPT_TRY(read_exactly(in_fd, block.data(), part));
-        CKPT_TRY(write_all(out_fd, block.data(), part, entry.path));
-        left -= part;
-    }
-    return read_exactly(in_fd, block.data(), tar_padding(entry.size));
+    if (entry.is_sparse())
+        CKPT_TRY(copy_sparse(in_fd, entry, out_fd));
+    else
+        CKPT_TRY(copy_bytes(in_fd, out_fd, entry.size, entry.path));
+    char padding[kBlock];
+    return read_exactly(in_fd, padding, tar_padding(entry.size));
 }
 
 }  // namespace checkpointd

@@ -7,25 +7,40 @@
 #include <cstddef>
 #include <cstdint>
 #include <ctime>
+#include <map>
 #include <optional>
 #include <string>
 #include <sys/types.h>
+#include <vector>
 
 #include "core/base/error.h"
 
 namespace checkpointd {
 
-enum class TarType : char { kFile = '0', kLink = '2', kDirectory = '5', kFifo = '6' };
+enum class TarType : char { kFile = '0', kHardLink = '1', kLink = '2', kDirectory = '5', kFifo = '6' };
+
+// A stretch of a sparse file that is no hole.
+struct TarExtent {
+    uint64_t offset = 0;
+    uint64_t length = 0;
+};
 
 struct TarEntry {
     std::string path;  // absolute
     TarType type = TarType::kFile;
-    std::string link;  // target of a symbolic link
+    std::string link;  // target of a symbolic link; path of the member that a hard link is the same as
     mode_t mode = 0;
     uid_t uid = 0;
     gid_t gid = 0;
     time_t mtime = 0;
     uint64_t size = 0;  // bytes of content that follow the header, padded to 512
+    uint32_t mtime_nsec = 0;
+    std::map<std::string, std::string> attributes;  // xattr(7), access control lists among them
+    // Of a file with holes: what of it follows, and how long the file is ("GNU.sparse" 0.1).
+    std::vector<TarExtent> extents;
+    uint64_t sparse_size = 0;
+
+    bool is_sparse() const { return sparse_size > 0; }
 };
 
 // Header blocks of one member. Content and tar_padding() zero bytes follow.
@@ -37,6 +52,7 @@ std::string tar_end();
 // The next member's header, or nothing at the end. The content of a kFile must be taken with tar_copy()
 // before the next call. kBadImage for anything malformed.
 Result<std::optional<TarEntry>> tar_next(int fd);
+// A sparse file must be empty before.
 Result<void> tar_copy(int in_fd, const TarEntry& entry, int out_fd);
 
 }  // namespace checkpointd

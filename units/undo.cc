@@ -8,6 +8,7 @@
 
 #include "core/kernel/liveness.h"
 #include "core/transaction/undo_kinds.h"
+#include "units/definition.h"
 #include "units/drop_in.h"
 
 namespace checkpointd {
@@ -85,6 +86,7 @@ void add_unit_undo_kinds(UndoTable& table) {
     table.add(kRemoveDropIn, remove_drop_in);
     table.add(kAwaitStop, await_stop);
     table.add(kUnstage, unstage);
+    add_definition_undo_kind(table);
 }
 
 Result<uint64_t> undo_by_removing_drop_in(Journal& journal, const std::string& unit) {

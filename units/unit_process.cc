@@ -45,7 +45,8 @@ Result<void> check_new_main(pid_t pid, const std::string& cgroup) {
         return fail(ErrorKind::kInternal, object,
                     "the restored main process is no child of PID 1, which would not notice its end");
     CKPT_ASSIGN(std::string text, read_file(AT_FDCWD, fmt::format("/proc/{}/cgroup", pid)));
-    if (text.find("0::" + cgroup + "\n") == std::string::npos)
+    if (text.find("0::" + cgroup + "\n") == std::string::npos &&
+        text.find("0::" + cgroup + "/") == std::string::npos)
         return fail(ErrorKind::kInternal, object,
                     fmt::format("the restored main process is not in {}", cgroup));
     return {};

@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "units/check_state.h"
 #include "units/drop_in.h"
 #include "units/pid_floor.h"
 #include "units/resolve.h"
@@ -87,6 +88,73 @@ TEST(DropIn, RestoreKeepsCommandPrefixes) {
     EXPECT_NE(text.find("\nExecPaths=/h\n"), std::string::npos);
 }
 
+TEST(DropIn, RestoreOfAOneshotTakesTheLineThatRan) {
+    UnitFacts facts = sample_facts("oneshot");
+    facts.exec_index = 1;
+    std::vector<ExecCommand> commands = {{"/first", {"first"}, {}}, {"/second", {"second"}, {}}};
+    std::string text = restore_drop_in(facts, commands, StageOptions{"/h"});
+    EXPECT_EQ(text.find("/first"), std::string::npos);
+    EXPECT_NE(text.find("\"/second\" \"second\"\n"), std::string::npos) << text;
+}
+
+TEST(DropIn, TransientUnitsBringTheirDefinition) {
+    UnitFacts facts = sample_facts("simple");
+    facts.definition = "# systemd's\n[Service]\nExecStart=\nExecStart=/bin/own\nNice=3\n";
+    std::string text = restore_drop_in(facts, facts.exec_start, StageOptions{"/h"});
+    EXPECT_LT(text.find("Nice=3"), text.find("ExecStart=/h ")) << "ours is the last word: " << text;
+    facts.type = "scope";
+    facts.definition = "[Scope]\nSlice=x.slice\n";
+    text = restore_drop_in(facts, {}, StageOptions{"/h"});
+    EXPECT_NE(text.find("Slice=x.slice"), std::string::npos) << text;
+    EXPECT_EQ(text.find("[Service]"), std::string::npos) << text;
+}
+
+TEST(CheckState, SomeUnitsAreRefusedByName) {
+    for (const char* good : {"a.service", "a.scope", "session.service", "user.service"})
+        EXPECT_TRUE(check_name(good)) << good;
+    for (const char* bad : {"init.scope", "session-12.scope", "user@1000.service", "a.slice", "a.socket"})
+        EXPECT_FALSE(check_name(bad)) << bad;
+}
+
+// Control groups look like ordinary directories and files, but for what the kernel does with them.
+TEST(Subgroups, ReadAndMadeAgain) {
+    char name[] = "/tmp/units-test-XXXXXX";
+    ASSERT_NE(mkdtemp(name), nullptr);
+    std::string top = name, old = top + "/old", again = top + "/new";
+    auto control = [](const std::string& file, const std::string& text) {
+        fs::create_directories(fs::path(file).parent_path());
+        std::ofstream(file) << text;
+    };
+    control(old + "/cgroup.subtree_control", "memory pids\n");
+    control(old + "/memory.max", "4096\n");  // systemd's own matter
+    control(old + "/work/memory.max", "1048576\n");
+    control(old + "/work/pids.max", "max\n");
+    control(old + "/work/io.max", "8:0 rbps=1\n8:16 rbps=2\n");
+    control(old + "/work/one/cgroup.max.depth", "3\n");
+    control(old + "/.control/memory.max", "1\n");
+    auto groups = read_subgroups(old);
+    ASSERT_TRUE(groups) << groups.error().text();
+    std::vector<std::string> paths;
+    for (const Subgroup& group : *groups)
+        paths.push_back(group.path);
+    EXPECT_EQ(paths, (std::vector<std::string>{"", "/work", "/work/one"}));
+    fs::create_directory(again);
+    ASSERT_TRUE(make_subgroups(again, *groups));
+    for (const char* file : {"/cgroup.subtree_control", "/work/memory.max", "/work/io.max",
+                             "/work/one/cgroup.max.depth"})
+        control(again + file, "");
+    auto done = configure_subgroups(again, *groups);
+    ASSERT_TRUE(done) << done.error().text();
+    std::ifstream handed_down(again + "/cgroup.subtree_control");
+    EXPECT_EQ(std::string(std::istreambuf_iterator<char>(handed_down), {}), "+memory +pids");
+
+    control(old + "/work/cgroup.freeze", "1\n");
+    EXPECT_FALSE(read_subgroups(old)) << "a frozen group is refused";
+    for (const char* bad : {"/../x", "x", "/a/.."})
+        EXPECT_FALSE(make_subgroups(again, {Subgroup{bad, 0, 0, 0755, {}, {}}})) << bad;
+    fs::remove_all(top);
+}
+
 TEST(DropIn, StopDropInOfOneshotClearsItsCommands) {
     EXPECT_EQ(stop_drop_in(sample_facts("simple")).find("ExecStart="), std::string::npos);
     EXPECT_NE(stop_drop_in(sample_facts("oneshot")).find("\nExecStart=\nExecStart=/bin/true\n"),
@@ -112,12 +180,17 @@ TEST(Resolve, WhatMustNeverStandStill) {
 
 TEST(Resolve, FactsSurviveJson) {
     UnitFacts facts = sample_facts("forking");
+    facts.definition = "[Service]\nExecStart=/x\n";
+    facts.subgroups = {{"", 0, 0, 0755, {}, {{"cgroup.subtree_control", "+pids"}}},
+                       {"/a", 7, 8, 0700, {"cgroup.procs"}, {{"pids.max", "9"}}}};
     auto back = unit_facts_from_json(to_json(facts));
     ASSERT_TRUE(back) << back.error().text();
     EXPECT_EQ(to_json(*back), to_json(facts));
     EXPECT_EQ(back->externals, facts.externals);
     EXPECT_EQ(back->directories, facts.directories);
     EXPECT_EQ(back->main_pid, 4711);
+    EXPECT_EQ(back->subgroups, facts.subgroups);
+    EXPECT_EQ(back->definition, facts.definition);
     for (const char* bad : {"", "{}", "[1]", "{\"id\": 7}", "nonsense"})
         EXPECT_FALSE(unit_facts_from_json(bad)) << bad;
 }

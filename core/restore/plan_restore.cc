@@ -46,6 +46,10 @@ timespec subtract(timespec a, timespec b) {
     return add(a, {-b.tv_sec, -b.tv_nsec});
 }
 
+timespec later(timespec a, timespec b) {
+    return std::pair(a.tv_sec, a.tv_nsec) < std::pair(b.tv_sec, b.tv_nsec) ? b : a;
+}
+
 timespec from_image(const images::timespec& time) {
     return {static_cast<time_t>(time.tv_sec()), static_cast<long>(time.tv_nsec())};
 }
@@ -285,6 +289,11 @@ class RestorePlanner {
             blockers.push_back(std::move(cause));
     }
 
+    bool uses_subgroups() const {
+        return std::any_of(forest_.tasks.begin(), forest_.tasks.end(),
+                           [](const TaskRecord& task) { return !task.extra.cgroup().empty(); });
+    }
+
     Slot keep(const std::string& label, int fd) {
         return agent_.descriptor(label, SYS_fcntl,
                                  {fd, F_DUPFD_CLOEXEC, result_->descriptor_floor});
@@ -304,6 +313,8 @@ class RestorePlanner {
         proc_ = agent_.descriptor("/proc", SYS_openat,
                                   {AT_FDCWD, plan_.string("/proc"),
                                    O_PATH | O_DIRECTORY | O_CLOEXEC});
+        if (request_.cgroup_fd >= 0 && uses_subgroups())
+            cgroup_ = keep("cgroup", request_.cgroup_fd);
         if (request_.namespaces_of_pidfd)
             namespaces_ = keep("process whose namespaces are joined", *request_.namespaces_of_pidfd);
         for (const auto& [key, fd] : request_.externals)
@@ -332,6 +343,10 @@ class RestorePlanner {
                                       subtract(facts_.monotonic, facts_.monotonic_offset));
         timespec boottime = subtract(from_image(forest_.clocks->boottime()),
                                      subtract(facts_.boottime, facts_.boottime_offset));
+        if (!request_.clocks_may_lag) {
+            monotonic = later(monotonic, facts_.monotonic_offset);
+            boottime = later(boottime, facts_.boottime_offset);
+        }
         std::string text =
             fmt::format("monotonic {} {}\nboottime {} {}\n", monotonic.tv_sec, monotonic.tv_nsec,
                         boottime.tv_sec, boottime.tv_nsec);
@@ -432,10 +447,27 @@ class RestorePlanner {
         stage.exit(label, status >> 8 & 0xff);
     }
 
+    // Below the cgroup that it is born in, before it has any memory that would be charged there.
+    Result<void> plan_cgroup(const TaskRecord& task, Program& stage) {
+        const std::string& below = task.extra.cgroup();
+        if (!cgroup_ || below.empty())
+            return {};
+        if (below[0] != '/' || (below + "/").find("/../") != std::string::npos)
+            return fail(ErrorKind::kBadImage, task.object(), fmt::format("cgroup '{}'", below));
+        std::string label = fmt::format("pid {} cgroup {}", task.pid(), below);
+        Slot file = stage.descriptor(label, SYS_openat,
+                                     {*cgroup_, plan_.string(below.substr(1) + "/cgroup.procs"),
+                                      O_WRONLY | O_CLOEXEC});
+        stage.call_expect(label, 1, SYS_write, {file, plan_.string("0"), 1});
+        stage.call(label, SYS_close, {file});
+        return {};
+    }
+
     Result<void> plan_life(const TaskRecord& task, PlannedTask& planned, Program& stage,
                            MemoryPlanner& memory) {
         Program& blob = plan_.new_program(fmt::format("pid {} blob", task.pid()));
         plan_proc_settings(task, facts_, proc_, stage);
+        CKPT_TRY(plan_cgroup(task, stage));
         splice(*parts_.at(task.pid()).stage, stage);
         plan_hooks(task, stage);
         stage.barrier("files are in place", kStagePlaced);
@@ -571,6 +603,7 @@ class RestorePlanner {
     Lineage lineage_;
     std::map<pid_t, Program*> stages_;
     std::map<std::string, Slot> externals_;
+    std::optional<Slot> cgroup_;
     std::optional<Slot> namespaces_;
     Slot image_dir_;
     Slot proc_;

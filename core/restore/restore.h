@@ -39,7 +39,8 @@ struct RestoreRequest {
     // Only to be planned: namespaces are taken to be as the image needs them.
     bool imagined_namespaces = false;
 
-    // cgroup2 directory in which the tasks are born (CLONE_INTO_CGROUP), or -1 for our own.
+    // cgroup2 directory in which the tasks are born (CLONE_INTO_CGROUP), or -1 for our own. Tasks that were
+    // in a cgroup below the dumped one go to the one of that name below this, which the caller has made.
     int cgroup_fd = -1;
 
     // Descriptor keys ("socket:[1234]", "file[mnt:ino]") to our descriptor that takes its place.
@@ -53,6 +54,9 @@ struct RestoreRequest {
 
     // Make a time namespace in which CLOCK_MONOTONIC and CLOCK_BOOTTIME go on from the image's.
     bool time_namespace = true;
+    // Whether these clocks may be behind ours, as they are after a pause in the same boot. Otherwise they
+    // jump ahead to ours where they would be.
+    bool clocks_may_lag = true;
 
     // Tasks whose session or group leader is not in the image join ours instead of getting a
     // temporary leader (a job that was started from a shell).

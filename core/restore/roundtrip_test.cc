@@ -973,6 +973,36 @@ TEST_F(RoundTrip, OfZombiesAndDeadLeaders) {
     }, 3, 3);
 }
 
+// Nanoseconds by which the clocks of our time namespace are ahead of the machine's.
+int64_t clock_offset() {
+    std::ifstream in("/proc/self/timens_offsets");
+    std::string clock;
+    int64_t seconds = 0, nanoseconds = 0;
+    while (in >> clock >> seconds >> nanoseconds)
+        if (clock == "monotonic")
+            return seconds * 1'000'000'000 + nanoseconds;
+    return 0;
+}
+
+TEST_F(RoundTrip, OfAClockThatStoodStillMeanwhile) {
+    round_trip([ours = clock_offset()](Trip& trip) {
+        trip.stand_still();
+        trip.expect(clock_offset() < ours, "the clock goes on where it was");
+    });
+}
+
+TEST_F(RoundTrip, OfAClockThatMayNotLag) {
+    pid_t pid = start([ours = clock_offset()](Trip& trip) {
+        trip.stand_still();
+        trip.same(clock_offset(), ours, "offset of the clock, which jumps to ours");
+    });
+    CheckpointRequest request;
+    request.target = TreeTarget{pid};
+    checkpoint_and_kill(request, 1);
+    build([](RestoreRequest& restore) { restore.clocks_may_lag = false; });
+    expect_good_reports(1);
+}
+
 // A cgroup of our own, or nothing where there is no cgroup2.
 class Cgroup {
   public:
@@ -985,6 +1015,8 @@ class Cgroup {
             }
     }
     ~Cgroup() {
+        for (int i = 0; i < 200 && !path_.empty() && rmdir((path_ + "/below").c_str()) != 0 && errno == EBUSY; i++)
+            usleep(5000);
         for (int i = 0; i < 200 && !path_.empty() && rmdir(path_.c_str()) != 0 && errno == EBUSY; i++)
             usleep(5000);
     }
@@ -1009,7 +1041,10 @@ TEST_F(RoundTrip, OfACgroupWithTwoRoots) {
         trip.same(getpid(), pid, "pid");
     };
     pid_t first = start(life), second = start(life);
-    cgroup->add(first), cgroup->add(second);
+    std::string below = cgroup->path() + "/below";
+    std::filesystem::create_directory(below);
+    cgroup->add(first);
+    std::ofstream(below + "/cgroup.procs") << second;
     CheckpointRequest request;
     request.target = CgroupTarget{cgroup->path()};
     request.main_pid = second;
@@ -1020,7 +1055,9 @@ TEST_F(RoundTrip, OfACgroupWithTwoRoots) {
         restore.parent = RestoreRequest::Parent::kSibling;
         restore.cgroup_fd = directory.get();
     });
-    EXPECT_EQ(cgroup->members(), (std::set<pid_t>{first, second}));
+    EXPECT_EQ(cgroup->members(), (std::set<pid_t>{first}));
+    std::ifstream members(below + "/cgroup.procs");
+    EXPECT_EQ((std::set<pid_t>{std::istream_iterator<pid_t>(members), {}}), std::set<pid_t>{second});
     EXPECT_EQ(all_.front(), second);
     for (pid_t pid : all_) {
         std::string status = text_of(fmt::format("/proc/{}/status", pid));

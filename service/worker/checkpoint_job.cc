@@ -179,13 +179,14 @@ void CheckpointJob::name_processes() {
 // What was open when the unit was resolved may have been closed since, and its number given away.
 Result<std::set<std::string>> CheckpointJob::find_stage_ties(const std::vector<pid_t>& pids) {
     CKPT_ASSIGN(facts_.externals, find_externals(facts_.main_pid, pids));
+    CKPT_ASSIGN(facts_.subgroups, read_subgroups(facts_.cgroup_dir));
     std::set<std::string> keys;
     for (const UnitExternal& external : facts_.externals) keys.insert(external.key);
     return keys;
 }
 
 Result<void> CheckpointJob::add_our_files() {
-    if (facts_.directories.empty()) return {};
+    if (!has_unit_files(facts_)) return {};
     CKPT_TRY(steps_.enter("checkpoint.unit-files"));
     CKPT_ASSIGN(auto file, open_at(pending_->dir().fd(), kUnitFilesName,
                                    O_WRONLY | O_CREAT | O_EXCL, 0600));

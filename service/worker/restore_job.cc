@@ -94,8 +94,10 @@ void RestoreJob::keep_pids_free() const {
 }
 
 Result<void> RestoreJob::stage() {
-    CKPT_ASSIGN(auto placeholder, find_placeholder(systemd_, facts_.id));
-    if (placeholder) return stage_beside(std::move(*placeholder));
+    if (!facts_.is_scope()) {
+        CKPT_ASSIGN(auto placeholder, find_placeholder(systemd_, facts_.id));
+        if (placeholder) return stage_beside(std::move(*placeholder));
+    }
     CKPT_ASSIGN(auto staged, StagedUnit::start(systemd_, journal_, facts_, StageOptions{}, steps_,
                                                steps_.deadline_of(Phase::kStart)));
     staged_ = std::make_unique<StagedUnit>(std::move(staged));
@@ -128,6 +130,8 @@ RestoreRequest RestoreJob::engine_request() {
     request.cgroup_fd = staged_->cgroup_fd();
     for (const auto& [key, fd] : staged_->externals()) request.externals[key] = fd.get();
     request.parent = RestoreRequest::Parent::kSibling;
+    // systemd believes no answer to a reload that is dated before its request.
+    request.clocks_may_lag = facts_.type != "notify-reload";
     request.deadline = steps_.deadline_of(Phase::kRebuild);
     return request;
 }
@@ -214,6 +218,7 @@ Result<std::string> explain_image(const std::string& store_dir, const std::strin
     request.image_dir_fd = image.fd();
     request.parent = RestoreRequest::Parent::kSibling;
     request.imagined_namespaces = true;
+    request.cgroup_fd = image.fd();
     // Nothing is opened by planning; any descriptor will do for those that the stage will hand out.
     for (const UnitExternal& external : facts.externals) request.externals[external.key] = image.fd();
     CKPT_ASSIGN(auto plan, plan_restore(request));
