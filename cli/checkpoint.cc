@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
+#include "cli/instance.h"
 #include "cli/verbs.h"
 
 namespace checkpointd::cli {
@@ -11,6 +12,7 @@ struct Options {
     std::string fault;
     bool no_sync = false;
     bool no_wait = false;
+    bool instance = false;
 };
 
 Result<void> run(const Options& options, const Global& global) {
@@ -20,7 +22,9 @@ Result<void> run(const Options& options, const Global& global) {
     CKPT_ASSIGN(call.timeout_usec, timeout_option(options.timeout));
     if (!options.fault.empty()) call.fault = options.fault;
     CKPT_ASSIGN(auto client, Client::connect());
-    return run_job(client, client.checkpoint(options.unit, call), options.no_wait, global);
+    return for_unit(options.unit, options.instance, [&](const std::string& unit) {
+        return run_job(client, client.checkpoint(unit, call), options.no_wait, global);
+    });
 }
 
 }  // namespace
@@ -33,6 +37,7 @@ void add_checkpoint(CLI::App& app, const Global& global, const Choose& choose) {
     verb->add_option("--timeout", options->timeout, "longest duration, as in 5min");
     verb->add_flag("--no-sync", options->no_sync, "do not wait for the disk: a crash may lose the image");
     verb->add_flag("--no-wait", options->no_wait, "print the job and return at once");
+    verb->add_flag("--instance", options->instance, kInstanceHelp);
     verb->add_option("--x-fault", options->fault)->group("");
     verb->callback([=, &global] { choose([=, &global] { return run(*options, global); }); });
 }

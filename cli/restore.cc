@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
+#include "cli/instance.h"
 #include "cli/verbs.h"
 
 namespace checkpointd::cli {
@@ -9,6 +10,7 @@ struct Options {
     std::string timeout;
     std::string fault;
     bool no_wait = false;
+    bool instance = false;
 };
 
 Result<void> run(const Options& options, const Global& global) {
@@ -16,7 +18,9 @@ Result<void> run(const Options& options, const Global& global) {
     CKPT_ASSIGN(call.timeout_usec, timeout_option(options.timeout));
     if (!options.fault.empty()) call.fault = options.fault;
     CKPT_ASSIGN(auto client, Client::connect());
-    return run_job(client, client.restore(options.target, call), options.no_wait, global);
+    return for_unit(options.target, options.instance, [&](const std::string& target) {
+        return run_job(client, client.restore(target, call), options.no_wait, global);
+    });
 }
 
 }  // namespace
@@ -28,6 +32,7 @@ void add_restore(CLI::App& app, const Global& global, const Choose& choose) {
         ->required();
     verb->add_option("--timeout", options->timeout, "longest duration, as in 5min");
     verb->add_flag("--no-wait", options->no_wait, "print the job and return at once");
+    verb->add_flag("--instance", options->instance, kInstanceHelp);
     verb->add_option("--x-fault", options->fault)->group("");
     verb->callback([=, &global] { choose([=, &global] { return run(*options, global); }); });
 }
