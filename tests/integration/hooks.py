@@ -64,7 +64,7 @@ def snapshots_by_timer(t):
     host.write("/etc/systemd/system/checkpoint@.service.d/mode.conf", "")
     host.write("/etc/checkpointd/policy.yaml", "version: 1\ndefaults: {keep: 2}\n")
     host.write("/etc/systemd/system/checkpoint@.timer.d/often.conf",
-               "[Timer]\nOnActiveSec=\nOnActiveSec=1s\nOnUnitActiveSec=\nOnUnitActiveSec=1s\n"
+               "[Timer]\nOnActiveSec=\nOnActiveSec=1s\nOnUnitActiveSec=1s\n"
                "RandomizedDelaySec=0\nAccuracySec=1ms\n")
     host.run("systemctl", "daemon-reload")
     host.run("crctl", "policy", "reload")
