@@ -60,6 +60,13 @@ def link(path):
         return ""
 
 
+def descriptors(pid):
+    """Those that stay. The counter writes its state aside, into NAME.new, now and then: that one comes and goes,
+    and may be closed between the listing and the look."""
+    found = {fd: link(f"/proc/{pid}/fd/{fd}") for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int)}
+    return {fd: target for fd, target in found.items() if target and not target.endswith(".new")}
+
+
 def process(pid):
     maps = read(f"/proc/{pid}/maps")
     threads = {}
@@ -67,7 +74,7 @@ def process(pid):
         status = read(f"/proc/{pid}/task/{tid}/status")
         threads[tid] = fields(status, STATUS) | {"State": fields(status, ("State",))["State"][:1]}
     return {"maps": maps.splitlines(), "code": executable_bytes(pid, maps), "threads": threads,
-            "fds": {fd: link(f"/proc/{pid}/fd/{fd}") for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int)}}
+            "fds": descriptors(pid)}
 
 
 def processes_of(group):
