@@ -110,7 +110,9 @@ Result<void> stay_suspended(const RecordedPair& pair) {
     return hold_numbers(pair.placeholder);
 }
 
-Result<void> take_back(const UndoArgs& args) {
+// The main process that lives on becomes systemd's again, and `leave` ends the placeholder; with none the
+// unit stays suspended.
+Result<void> settle_main(const UndoArgs& args, Result<void> (*leave)(const Recorded& placeholder)) {
     CKPT_ASSIGN(RecordedPair pair, parse_pair(args));
     CKPT_ASSIGN(bool placeholder_lives, pair.placeholder.lives());
     if (!placeholder_lives)
@@ -120,9 +122,13 @@ Result<void> take_back(const UndoArgs& args) {
     if (main_lives)
         CKPT_TRY(announce_main(systemd, pair));
     CKPT_ASSIGN(bool stands_in, is_main(systemd, pair, pair.placeholder));
-    if (stands_in)
-        return stay_suspended(pair);
-    return kill_process(pair.placeholder.pid, pair.placeholder.start);
+    return stands_in ? stay_suspended(pair) : leave(pair.placeholder);
+}
+
+Result<void> take_back(const UndoArgs& args) {
+    return settle_main(args, [](const Recorded& placeholder) {
+        return kill_process(placeholder.pid, placeholder.start);
+    });
 }
 
 Result<void> hold_again(const UndoArgs& args) {
@@ -140,19 +146,10 @@ Result<void> end_restored(const UndoArgs& args) {
 }
 
 Result<void> finish_resume(const UndoArgs& args) {
-    CKPT_ASSIGN(RecordedPair pair, parse_pair(args));
-    CKPT_ASSIGN(bool placeholder_lives, pair.placeholder.lives());
-    if (!placeholder_lives)
-        return {};
-    CKPT_ASSIGN(Systemd systemd, Systemd::connect());
-    CKPT_ASSIGN(bool main_lives, pair.main.lives());
-    if (main_lives)
-        CKPT_TRY(announce_main(systemd, pair));
-    CKPT_ASSIGN(bool stands_in, is_main(systemd, pair, pair.placeholder));
-    if (stands_in)
-        return stay_suspended(pair);
-    CKPT_ASSIGN(auto placeholder, Placeholder::find(pair.placeholder.pid));
-    return placeholder ? placeholder->dismiss(soon()) : Result<void>();
+    return settle_main(args, [](const Recorded& recorded) -> Result<void> {
+        CKPT_ASSIGN(auto placeholder, Placeholder::find(recorded.pid));
+        return placeholder ? placeholder->dismiss(soon()) : Result<void>();
+    });
 }
 
 }  // namespace

@@ -3,13 +3,13 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <thread>
 #include <unistd.h>
 
 #include "core/kernel/liveness.h"
 #include "core/transaction/undo_kinds.h"
 #include "units/definition.h"
 #include "units/drop_in.h"
+#include "units/unit_process.h"
 
 namespace checkpointd {
 namespace {
@@ -18,7 +18,6 @@ constexpr const char* kRemoveDropIn = "units.remove-drop-in";
 constexpr const char* kAwaitStop = "units.await-stop";
 constexpr const char* kUnstage = "units.unstage";
 constexpr auto kPatience = std::chrono::seconds(60);
-constexpr auto kPollInterval = std::chrono::milliseconds(10);
 
 Result<std::string> unit_argument(const UndoArgs& args, size_t count, const char* kind) {
     if (args.size() != count || !is_valid_unit_name(args[0]))
@@ -52,15 +51,11 @@ Result<void> remove_drop_in(const UndoArgs& args) {
 Result<void> await_stop(const UndoArgs& args) {
     CKPT_ASSIGN(std::string unit, unit_argument(args, 1, kAwaitStop));
     CKPT_ASSIGN(Systemd systemd, Systemd::connect());
-    const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    for (;;) {
-        CKPT_ASSIGN(const bool is_busy, systemd.has_job(unit));
-        if (!is_busy)
-            return {};
-        if (std::chrono::steady_clock::now() > deadline)
-            return fail(ErrorKind::kTimeout, unit, "systemd does not come to an end with its stop");
-        std::this_thread::sleep_for(kPollInterval);
-    }
+    return poll_until(std::chrono::steady_clock::now() + kPatience, unit,
+                      "systemd does not come to an end with its stop", [&]() -> Result<bool> {
+                          CKPT_ASSIGN(const bool is_busy, systemd.has_job(unit));
+                          return !is_busy;
+                      });
 }
 
 // UNIT, or UNIT PID START-TIME.

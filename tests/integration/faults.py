@@ -666,16 +666,21 @@ def daemon_kill_items(at):
            [(down, step) for step in samples(down, "restore.threads", "restore.commit")]
 
 
+def halted_jobs(at, subject, killed):
+    """A job of each kind, halted at each step of the sample: what was taken down before is taken up again."""
+    for steps, step in daemon_kill_items(at):
+        if steps.verb == "restore":
+            subject.checkpoint()
+        job, worker = halt_at(subject, steps.verb, step)
+        yield steps, step, f"{killed} killed at {step}", job, worker
+
+
 @case
 def daemon_killed(t):
     """The job does not need it: it ends as it would have, and the next daemon knows of it."""
     at = stage(t)
     subject = at.subject("1")
-    for steps, step in daemon_kill_items(at):
-        when = f"daemon killed at {step}"
-        if steps.verb == "restore":
-            subject.checkpoint()
-        job, worker = halt_at(subject, steps.verb, step)
+    for steps, step, when, job, worker in halted_jobs(at, subject, "daemon"):
         daemon = at.host.main_pid("checkpointd.service")
         at.host.sh(f"kill -KILL {daemon}; kill -CONT {worker}")
         wait_ended(subject, job)
@@ -717,11 +722,7 @@ def daemon_and_worker_killed(t):
     """The next daemon and PID 1 both undo what was left, at the same time."""
     at = stage(t)
     subject = at.subject("2")
-    for steps, step in daemon_kill_items(at):
-        when = f"daemon and worker killed at {step}"
-        if steps.verb == "restore":
-            subject.checkpoint()
-        job, worker = halt_at(subject, steps.verb, step)
+    for steps, step, when, job, worker in halted_jobs(at, subject, "daemon and worker"):
         at.host.sh(f"kill -KILL {at.host.main_pid('checkpointd.service')} {worker}")
         wait_ended(subject, job)
         check_settled(subject, steps, step, when)
@@ -732,11 +733,7 @@ def worker_killed_without_a_daemon(t):
     """PID 1 sees to it alone, before anybody calls a daemon; the next one says how the job ended."""
     at = stage(t)
     subject = at.subject("3")
-    for steps, step in daemon_kill_items(at):
-        when = f"worker killed at {step}, without a daemon"
-        if steps.verb == "restore":
-            subject.checkpoint()
-        job, worker = halt_at(subject, steps.verb, step)
+    for steps, step, when, job, worker in halted_jobs(at, subject, "worker without a daemon"):
         at.host.sh(f"systemctl stop checkpointd.service; kill -KILL {worker}")
         left = lambda: subject.look()["look"]["jobs"][job]
         wait_for(lambda: not left()["undo"], f"{when}: it is undone", 30, 0.2)
