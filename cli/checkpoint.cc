@@ -29,17 +29,17 @@ Result<void> run(const Options& options, const Global& global) {
 
 }  // namespace
 
-void add_checkpoint(CLI::App& app, const Global& global, const Choose& choose) {
+void add_checkpoint(CommandLine& line, const Global& global, const Choose& choose) {
     auto options = std::make_shared<Options>();
-    auto* verb = app.add_subcommand("checkpoint", "Take a running unit to disk");
-    verb->add_option("UNIT", options->unit, "service to take, as in redis.service")->required();
-    verb->add_option("--mode", options->mode, "what becomes of it: stop (default), suspend or snapshot");
-    verb->add_option("--timeout", options->timeout, "longest duration, as in 5min");
-    verb->add_flag("--no-sync", options->no_sync, "do not wait for the disk: a crash may lose the image");
-    verb->add_flag("--no-wait", options->no_wait, "print the job and return at once");
-    verb->add_flag("--instance", options->instance, kInstanceHelp);
-    verb->add_option("--x-fault", options->fault)->group("");
-    verb->callback([=, &global] { choose([=, &global] { return run(*options, global); }); });
+    auto verb = line.add_verb("checkpoint", "Take a running unit to disk");
+    verb.add_text("UNIT", options->unit, "service to take, as in redis.service", Presence::kRequired);
+    verb.add_text("--mode", options->mode, "what becomes of it: stop (default), suspend or snapshot");
+    verb.add_text("--timeout", options->timeout, "longest duration, as in 5min");
+    verb.add_flag("--no-sync", options->no_sync, "do not wait for the disk: a crash may lose the image");
+    verb.add_flag("--no-wait", options->no_wait, "print the job and return at once");
+    verb.add_flag("--instance", options->instance, kInstanceHelp);
+    verb.add_hidden_text("--x-fault", options->fault);
+    verb.when_chosen([=, &global] { choose([=, &global] { return run(*options, global); }); });
 }
 
 }  // namespace checkpointd::cli

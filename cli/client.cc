@@ -4,6 +4,8 @@
 #include <poll.h>
 #include <set>
 
+#include <nlohmann/json.hpp>
+
 #include "dbus/compat.h"
 #include "org.checkpointd1.Job.proxy.h"
 #include "org.checkpointd1.Manager.proxy.h"

@@ -9,18 +9,18 @@ namespace {
 Result<void> run(const std::string& id, const Global& global) {
     CKPT_ASSIGN(auto client, Client::connect());
     CKPT_ASSIGN(auto plan, client.explain(id));
-    if (global.json) print_json({{"Image", id}, {"Plan", plan}});
+    if (global.json) print_fields({{"Image", id}, {"Plan", plan}});
     else std::fwrite(plan.data(), 1, plan.size(), stdout);
     return {};
 }
 
 }  // namespace
 
-void add_explain(CLI::App& app, const Global& global, const Choose& choose) {
+void add_explain(CommandLine& line, const Global& global, const Choose& choose) {
     auto id = std::make_shared<std::string>();
-    auto* verb = app.add_subcommand("explain", "Print the plan that a restore would execute");
-    verb->add_option("IMAGE", *id, "id, as crctl list prints it")->required();
-    verb->callback([=, &global] { choose([=, &global] { return run(*id, global); }); });
+    auto verb = line.add_verb("explain", "Print the plan that a restore would execute");
+    verb.add_text("IMAGE", *id, "id, as crctl list prints it", Presence::kRequired);
+    verb.when_chosen([=, &global] { choose([=, &global] { return run(*id, global); }); });
 }
 
 }  // namespace checkpointd::cli

@@ -4,7 +4,8 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
 
 #include "cli/verbs.h"
 #include "core/base/scoped_fd.h"
@@ -127,7 +128,7 @@ Result<void> follow_job(Client& client, const std::string& job_path, const Globa
 Result<void> run_job(Client& client, Result<std::string> job, bool no_wait, const Global& global) {
     if (!job) return tl::unexpected(std::move(job).error());
     if (!no_wait) return follow_job(client, *job, global);
-    if (global.json) print_json({{"Job", *job}});
+    if (global.json) print_fields({{"Job", *job}});
     else fmt::print("{}\n", *job);
     return {};
 }

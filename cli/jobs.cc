@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include <fmt/format.h>
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
 
 #include "cli/verbs.h"
 
@@ -35,18 +36,18 @@ Result<void> follow(uint32_t id, const Global& global) {
 
 }  // namespace
 
-void add_jobs(CLI::App& app, const Global& global, const Choose& choose) {
+void add_jobs(CommandLine& line, const Global& global, const Choose& choose) {
     auto id = std::make_shared<uint32_t>();
-    auto* verb = app.add_subcommand("jobs", "List, follow and cancel jobs");
-    verb->require_subcommand(0, 1);
-    auto* cancel_verb = verb->add_subcommand("cancel", "Ask a job to undo what it did and end");
-    cancel_verb->add_option("JOB", *id, "number of the job")->required();
-    auto* follow_verb = verb->add_subcommand("follow", "Wait until a job has ended");
-    follow_verb->add_option("JOB", *id, "number of the job")->required();
-    verb->callback([=, &global] {
+    auto verb = line.add_verb("jobs", "List, follow and cancel jobs");
+    verb.require_verbs(0, 1);
+    auto cancel_verb = verb.add_verb("cancel", "Ask a job to undo what it did and end");
+    cancel_verb.add_number("JOB", *id, "number of the job", Presence::kRequired);
+    auto follow_verb = verb.add_verb("follow", "Wait until a job has ended");
+    follow_verb.add_number("JOB", *id, "number of the job", Presence::kRequired);
+    verb.when_chosen([=, &global] {
         choose([=, &global]() -> Result<void> {
-            if (cancel_verb->parsed()) return cancel(*id);
-            if (follow_verb->parsed()) return follow(*id, global);
+            if (cancel_verb.chosen()) return cancel(*id);
+            if (follow_verb.chosen()) return follow(*id, global);
             return list(global);
         });
     });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include <fmt/format.h>
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
 
 #include "cli/verbs.h"
 
@@ -29,11 +30,11 @@ Result<void> run(const std::string& wanted, const Global& global) {
 
 }  // namespace
 
-void add_list(CLI::App& app, const Global& global, const Choose& choose) {
+void add_list(CommandLine& line, const Global& global, const Choose& choose) {
     auto unit = std::make_shared<std::string>();
-    auto* verb = app.add_subcommand("list", "List images");
-    verb->add_option("UNIT", *unit, "only those of this unit");
-    verb->callback([=, &global] { choose([=, &global] { return run(*unit, global); }); });
+    auto verb = line.add_verb("list", "List images");
+    verb.add_text("UNIT", *unit, "only those of this unit");
+    verb.when_chosen([=, &global] { choose([=, &global] { return run(*unit, global); }); });
 }
 
 }  // namespace checkpointd::cli

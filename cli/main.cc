@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "cli/verbs.h"
 
@@ -32,23 +32,19 @@ constexpr const char* kFooter =
 }  // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app("Take running systemd units to disk, and bring them back.", "crctl");
+    CommandLine line("Take running systemd units to disk, and bring them back.", "crctl",
+                     CHECKPOINTD_VERSION);
     Global global;
     Action action;
     const Choose choose = [&action](Action chosen) { action = std::move(chosen); };
-    app.set_version_flag("--version", CHECKPOINTD_VERSION);
-    app.add_flag("-j,--json", global.json, "print JSON, for programs");
-    app.require_subcommand(1);
-    app.fallthrough();
-    app.footer(kFooter);
+    line.add_flag("-j,--json", global.json, "print JSON, for programs");
+    line.require_verbs(1, 1);
+    line.let_options_follow_verbs();
+    line.set_footer(kFooter);
     for (auto add : {add_checkpoint, add_restore, add_list, add_show, add_explain, add_rm, add_jobs,
                      add_policy})
-        add(app, global, choose);
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::ParseError& error) {
-        return app.exit(error) == 0 ? EXIT_SUCCESS : 2;
-    }
+        add(line, global, choose);
+    if (auto status = line.parse(argc, argv)) return *status == 0 ? EXIT_SUCCESS : 2;
     auto done = action();
     if (done) return EXIT_SUCCESS;
     fmt::print(stderr, "crctl: {}\n", done.error().text());

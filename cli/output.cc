@@ -2,7 +2,8 @@
 #include <algorithm>
 #include <ctime>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
 
 #include "cli/verbs.h"
 #include "config/policy/duration.h"
@@ -52,6 +53,13 @@ void print_table(const std::vector<std::string>& header,
 
 void print_json(const nlohmann::json& value) {
     fmt::print("{}\n", value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+void print_fields(std::initializer_list<Field> fields) {
+    nlohmann::json object = nlohmann::json::object();
+    for (const auto& [name, value] : fields)
+        std::visit([&, key = name](const auto& plain) { object[key] = plain; }, value);
+    print_json(object);
 }
 
 Result<std::optional<uint64_t>> timeout_option(const std::string& text) {

@@ -25,16 +25,16 @@ Result<void> run(const Options& options, const Global& global) {
 
 }  // namespace
 
-void add_restore(CLI::App& app, const Global& global, const Choose& choose) {
+void add_restore(CommandLine& line, const Global& global, const Choose& choose) {
     auto options = std::make_shared<Options>();
-    auto* verb = app.add_subcommand("restore", "Bring a unit back from its image");
-    verb->add_option("UNIT|IMAGE", options->target, "unit (its newest image) or an image's id")
-        ->required();
-    verb->add_option("--timeout", options->timeout, "longest duration, as in 5min");
-    verb->add_flag("--no-wait", options->no_wait, "print the job and return at once");
-    verb->add_flag("--instance", options->instance, kInstanceHelp);
-    verb->add_option("--x-fault", options->fault)->group("");
-    verb->callback([=, &global] { choose([=, &global] { return run(*options, global); }); });
+    auto verb = line.add_verb("restore", "Bring a unit back from its image");
+    verb.add_text("UNIT|IMAGE", options->target, "unit (its newest image) or an image's id",
+                  Presence::kRequired);
+    verb.add_text("--timeout", options->timeout, "longest duration, as in 5min");
+    verb.add_flag("--no-wait", options->no_wait, "print the job and return at once");
+    verb.add_flag("--instance", options->instance, kInstanceHelp);
+    verb.add_hidden_text("--x-fault", options->fault);
+    verb.when_chosen([=, &global] { choose([=, &global] { return run(*options, global); }); });
 }
 
 }  // namespace checkpointd::cli

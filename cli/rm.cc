@@ -12,18 +12,18 @@ struct Options {
 Result<void> run(const Options& options, const Global& global) {
     CKPT_ASSIGN(auto client, Client::connect());
     for (const std::string& id : options.ids) CKPT_TRY(client.remove(id, options.force));
-    if (global.json) print_json({{"Removed", options.ids}});
+    if (global.json) print_fields({{"Removed", options.ids}});
     return {};
 }
 
 }  // namespace
 
-void add_rm(CLI::App& app, const Global& global, const Choose& choose) {
+void add_rm(CommandLine& line, const Global& global, const Choose& choose) {
     auto options = std::make_shared<Options>();
-    auto* verb = app.add_subcommand("rm", "Delete images");
-    verb->add_option("IMAGE", options->ids, "ids, as crctl list prints them")->required();
-    verb->add_flag("--force", options->force, "also images that are ready to be restored");
-    verb->callback([=, &global] { choose([=, &global] { return run(*options, global); }); });
+    auto verb = line.add_verb("rm", "Delete images");
+    verb.add_texts("IMAGE", options->ids, "ids, as crctl list prints them", Presence::kRequired);
+    verb.add_flag("--force", options->force, "also images that are ready to be restored");
+    verb.when_chosen([=, &global] { choose([=, &global] { return run(*options, global); }); });
 }
 
 }  // namespace checkpointd::cli

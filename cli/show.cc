@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include <fmt/format.h>
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
 
 #include "cli/verbs.h"
 
@@ -28,11 +29,11 @@ Result<void> run(const std::string& id, const Global& global) {
 
 }  // namespace
 
-void add_show(CLI::App& app, const Global& global, const Choose& choose) {
+void add_show(CommandLine& line, const Global& global, const Choose& choose) {
     auto id = std::make_shared<std::string>();
-    auto* verb = app.add_subcommand("show", "Show what is known of an image");
-    verb->add_option("IMAGE", *id, "id, as crctl list prints it")->required();
-    verb->callback([=, &global] { choose([=, &global] { return run(*id, global); }); });
+    auto verb = line.add_verb("show", "Show what is known of an image");
+    verb.add_text("IMAGE", *id, "id, as crctl list prints it", Presence::kRequired);
+    verb.when_chosen([=, &global] { choose([=, &global] { return run(*id, global); }); });
 }
 
 }  // namespace checkpointd::cli

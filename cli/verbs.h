@@ -2,11 +2,15 @@
 #pragma once
 
 #include <functional>
+#include <initializer_list>
+#include <optional>
 #include <string>
-
-#include <CLI/CLI.hpp>
+#include <utility>
+#include <variant>
+#include <vector>
 
 #include "cli/client.h"
+#include "cli/command_line/command_line.h"
 #include "core/base/error.h"
 
 namespace checkpointd::cli {
@@ -16,18 +20,18 @@ struct Global {
     bool json = false;
 };
 
-// A verb adds its subcommand to `app` and what it does when it is chosen; the result becomes the exit
+// A verb adds itself to `line` and what it does when it is chosen; the result becomes the exit
 // status. Each stands in the file of its name.
 using Action = std::function<Result<void>()>;
 using Choose = std::function<void(Action)>;
-void add_checkpoint(CLI::App& app, const Global& global, const Choose& choose);
-void add_restore(CLI::App& app, const Global& global, const Choose& choose);
-void add_list(CLI::App& app, const Global& global, const Choose& choose);
-void add_show(CLI::App& app, const Global& global, const Choose& choose);
-void add_explain(CLI::App& app, const Global& global, const Choose& choose);
-void add_rm(CLI::App& app, const Global& global, const Choose& choose);
-void add_jobs(CLI::App& app, const Global& global, const Choose& choose);
-void add_policy(CLI::App& app, const Global& global, const Choose& choose);
+void add_checkpoint(CommandLine& line, const Global& global, const Choose& choose);
+void add_restore(CommandLine& line, const Global& global, const Choose& choose);
+void add_list(CommandLine& line, const Global& global, const Choose& choose);
+void add_show(CommandLine& line, const Global& global, const Choose& choose);
+void add_explain(CommandLine& line, const Global& global, const Choose& choose);
+void add_rm(CommandLine& line, const Global& global, const Choose& choose);
+void add_jobs(CommandLine& line, const Global& global, const Choose& choose);
+void add_policy(CommandLine& line, const Global& global, const Choose& choose);
 
 // Follows a job to its end with a progress bar on a terminal, and prints how it went. Ctrl-C cancels it;
 // a second one leaves it to itself.
@@ -46,5 +50,8 @@ std::string human_time(uint64_t realtime_usec);
 void print_table(const std::vector<std::string>& header,
                  const std::vector<std::vector<std::string>>& rows);
 void print_json(const nlohmann::json& value);
+// An object of what is no nlohmann::json yet.
+using Field = std::pair<const char*, std::variant<bool, std::string, std::vector<std::string>>>;
+void print_fields(std::initializer_list<Field> fields);
 
 }  // namespace checkpointd::cli

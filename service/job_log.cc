@@ -8,7 +8,7 @@
 #define SD_JOURNAL_SUPPRESS_LOCATION
 #include <systemd/sd-journal.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 namespace checkpointd {
 namespace {

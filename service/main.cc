@@ -8,9 +8,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
-#include <fmt/format.h>
+#include <fmt/core.h>
 
+#include "cli/command_line/command_line.h"
 #include "dbus/compat.h"
 #include "service/bus/manager_object.h"
 #include "service/bus/worker_units.h"
@@ -119,15 +119,16 @@ Result<void> run(const Settings& settings) {
 
 int main(int argc, char** argv) {
     checkpointd::Settings settings;
-    CLI::App app("checkpointd: takes running units to disk and brings them back.\n"
-                 "Started by D-Bus or systemd; see checkpointd(8). Use crctl(1) to talk to it.");
-    app.set_version_flag("--version", CHECKPOINTD_VERSION);
-    app.add_option("--run-dir", settings.manager.run_dir, "state of jobs")->capture_default_str();
-    app.add_option("--store", settings.manager.store_dir, "images")->capture_default_str();
-    app.add_option("--worker", settings.worker, "program that does the jobs")->capture_default_str();
-    app.add_option("--policy-dir", settings.manager.admin_policy_dir, "administrator's policy")
-        ->capture_default_str();
-    CLI11_PARSE(app, argc, argv);
+    checkpointd::CommandLine line(
+        "checkpointd: takes running units to disk and brings them back.\n"
+        "Started by D-Bus or systemd; see checkpointd(8). Use crctl(1) to talk to it.",
+        {}, CHECKPOINTD_VERSION);
+    line.add_text_with_default("--run-dir", settings.manager.run_dir, "state of jobs");
+    line.add_text_with_default("--store", settings.manager.store_dir, "images");
+    line.add_text_with_default("--worker", settings.worker, "program that does the jobs");
+    line.add_text_with_default("--policy-dir", settings.manager.admin_policy_dir,
+                               "administrator's policy");
+    if (auto status = line.parse(argc, argv)) return *status;
     auto result = checkpointd::run(settings);
     if (result) return EXIT_SUCCESS;
     checkpointd::log_error(result.error());

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <linux/audit.h>
 #include <linux/ptrace.h>
 #include <optional>

@@ -5,7 +5,7 @@
 #include <cerrno>
 #include <ctime>
 #include <fcntl.h>
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <functional>
 #include <linux/ptrace.h>
 #include <map>

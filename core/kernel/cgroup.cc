@@ -6,7 +6,7 @@
 #include <charconv>
 #include <dirent.h>
 #include <fcntl.h>
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <memory>
 #include <poll.h>
 #include <thread>

@@ -3,7 +3,7 @@
 
 #include <cerrno>
 #include <elf.h>
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <linux/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>

@@ -3,7 +3,7 @@
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/resources/kinds.h"
 #include "core/resources/open_file.h"

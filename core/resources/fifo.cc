@@ -3,7 +3,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/resources/ghost.h"
 #include "core/resources/kinds.h"

@@ -5,7 +5,7 @@
 #include <sys/file.h>
 #include <sys/syscall.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/resources/open_file.h"
 

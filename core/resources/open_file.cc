@@ -5,7 +5,7 @@
 #include <fcntl.h>
 #include <sys/vfs.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 namespace checkpointd {
 

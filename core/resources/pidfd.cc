@@ -2,7 +2,7 @@
 #include <fcntl.h>
 #include <sys/syscall.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/resources/kinds.h"
 #include "core/resources/open_file.h"

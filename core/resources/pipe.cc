@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/resources/kinds.h"
 #include "core/resources/open_file.h"

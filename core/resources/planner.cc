@@ -4,7 +4,7 @@
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/resources/file_locks.h"
 #include "core/resources/files.h"

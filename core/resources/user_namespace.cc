@@ -5,7 +5,7 @@
 #include <unistd.h>
 #include <sstream>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/base/io.h"
 #include "core/kernel/proc_task.h"

@@ -11,7 +11,7 @@
 #include <cinttypes>
 #include <csignal>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/arch/x86_64/state_from_image.h"
 #include "core/kernel/pidfd.h"

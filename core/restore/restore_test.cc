@@ -31,7 +31,7 @@
 #include <thread>
 #include <unistd.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/resources/files.h"
 #include "core/restore/executor/region.h"

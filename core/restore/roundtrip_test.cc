@@ -40,7 +40,7 @@
 #include <thread>
 #include <unistd.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/base/scoped_fd.h"
 #include "core/checkpoint/checkpoint.h"

@@ -7,7 +7,7 @@
 #include <sys/stat.h>
 #include <thread>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/base/io.h"
 #include "core/checkpoint/checkpoint.h"

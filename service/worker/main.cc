@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/transaction/journal.h"
 #include "core/transaction/undo_kinds.h"

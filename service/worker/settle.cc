@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include <fmt/core.h>
+
 #include "core/kernel/liveness.h"
 #include "core/transaction/undo_kinds.h"
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <sys/user.h>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 namespace checkpointd {
 

@@ -10,7 +10,7 @@
 #include <charconv>
 #include <string>
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "core/base/io.h"
 #include "core/restore/executor/conflicts.h"
