@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
+#include <cmath>
 #include <csignal>
 #include <fcntl.h>
 #include <fstream>
