@@ -58,6 +58,10 @@ void CommandLine::set_footer(const std::string& text) { app_->footer(text); }
 std::optional<int> CommandLine::parse(int argc, char** argv) {
     try {
         app_->parse(argc, argv);
+    } catch (const CLI::RequiredError& error) {
+        // A verb that does not exist is named, rather than one asked for.
+        const auto unknown = app_->remaining();
+        return unknown.empty() ? app_->exit(error) : app_->exit(CLI::ExtrasError(unknown));
     } catch (const CLI::ParseError& error) {
         return app_->exit(error);
     }

@@ -11,6 +11,7 @@
 #include "core/inject/remote_syscalls.h"
 #include "core/kernel/proc_task.h"
 #include "core/kernel/proc_text.h"
+#include "core/kernel/same_cpu.h"
 #include "core/resources/credentials.h"
 #include "core/resources/resource_limits.h"
 #include "core/resources/scheduling.h"
@@ -182,6 +183,7 @@ Result<void> observe_task(const SeizedProcess& process, TaskDumpContext& context
 Result<void> ask_task(SeizedProcess& process, TaskDumpContext& context, TaskImages& out) {
     for (size_t i = 0; i < process.threads.size(); ++i) {
         SeizedThread& thread = process.threads[i];
+        const SameCpu beside(thread.tid());
         CKPT_ASSIGN(RemoteSyscalls remote, RemoteSyscalls::open(process, thread));
         CKPT_TRY(ask_thread(process, thread, remote, out.cores[i]));
         if (i == 0)

@@ -13,6 +13,7 @@
 
 #include "core/kernel/cgroup.h"
 #include "core/kernel/pidfd.h"
+#include "core/kernel/same_cpu.h"
 
 namespace checkpointd {
 namespace {
@@ -97,6 +98,23 @@ TEST(Cgroup, FreezesThawsAndListsWhatIsBelow) {
             usleep(1000);
     EXPECT_NE(access(path.c_str(), F_OK), 0);
     EXPECT_TRUE(thaw_cgroup(path));  // one that is gone is fine
+}
+
+TEST(SameCpu, BindsUntilItsEnd) {
+    cpu_set_t before, inside, after;
+    ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+    {
+        const SameCpu beside(getppid());
+        ASSERT_EQ(sched_getaffinity(0, sizeof(inside), &inside), 0);
+    }
+    ASSERT_EQ(sched_getaffinity(0, sizeof(after), &after), 0);
+    EXPECT_EQ(CPU_COUNT(&inside), 1);
+    EXPECT_TRUE(CPU_EQUAL(&before, &after));
+    {
+        const SameCpu nobody(0);
+        ASSERT_EQ(sched_getaffinity(0, sizeof(inside), &inside), 0);
+    }
+    EXPECT_TRUE(CPU_EQUAL(&before, &inside));
 }
 
 TEST(Pidfd, DuplicateSharesTheOpenFile) {

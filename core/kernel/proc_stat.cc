@@ -39,6 +39,7 @@ void assign(ProcStat& stat, const Numbers& n) {
     stat.start_code = static_cast<uint64_t>(n[26]);
     stat.end_code = static_cast<uint64_t>(n[27]);
     stat.start_stack = static_cast<uint64_t>(n[28]);
+    stat.processor = static_cast<uint32_t>(n[39]);
     stat.start_data = static_cast<uint64_t>(n[45]);
     stat.end_data = static_cast<uint64_t>(n[46]);
     stat.start_brk = static_cast<uint64_t>(n[47]);

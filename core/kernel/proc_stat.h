@@ -34,6 +34,7 @@ struct ProcStat {
     uint64_t arg_end = 0;
     uint64_t env_start = 0;
     uint64_t env_end = 0;
+    uint32_t processor = 0;  // CPU on which it ran last
     uint32_t exit_code = 0;  // as waitpid(2) gives it
 };
 
