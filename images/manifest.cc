@@ -143,6 +143,17 @@ Result<void> check_file(const ImageDir& dir, const FileDigest& expected, VerifyD
 
 uint64_t chunk_digest(const void* data, size_t size) { return XXH3_64bits(data, size); }
 
+struct ChunkDigest::State {
+    XXH3_state_t xxh3;
+};
+
+ChunkDigest::ChunkDigest() : state_(std::make_unique<State>()) { XXH3_64bits_reset(&state_->xxh3); }
+ChunkDigest::~ChunkDigest() = default;
+
+void ChunkDigest::add(const void* data, size_t size) { XXH3_64bits_update(&state_->xxh3, data, size); }
+
+uint64_t ChunkDigest::value() const { return XXH3_64bits_digest(&state_->xxh3); }
+
 Result<FileDigest> digest_file(const ImageDir& dir, const std::string& name, unsigned threads) {
     FileDigest digest{name, 0, {}};
     CKPT_ASSIGN(ScopedFd file, open_member(dir, name, digest.size));

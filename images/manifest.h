@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,19 @@ inline constexpr uint64_t kDigestChunk = 4 << 20;
 
 // XXH3-64 of one chunk: a guard against damage, not against an attacker.
 uint64_t chunk_digest(const void* data, size_t size);
+
+// The same of a chunk that comes in pieces.
+class ChunkDigest {
+  public:
+    ChunkDigest();
+    ~ChunkDigest();
+    void add(const void* data, size_t size);
+    uint64_t value() const;
+
+  private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
 
 // What the manifest says of one file. `chunks` is empty where digests were not wanted.
 struct FileDigest {

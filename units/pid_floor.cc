@@ -15,8 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// RESERVED_PIDS of kernel/pid.c: where the allocator begins again after the highest number.
-constexpr pid_t kReservedPids = 300;
 // Fewer free numbers above the floor than this would only make the allocator wrap at once.
 constexpr pid_t kLeastRoom = 4096;
 constexpr const char* kIndexName = "checkpointd-image.json";
@@ -59,7 +57,7 @@ Result<pid_t> highest_image_pid(const std::string& store) {
 Result<bool> raise_pid_floor(pid_t highest) {
     constexpr const char* kLastPid = "/proc/sys/kernel/ns_last_pid";
     CKPT_ASSIGN(pid_t last, read_number(kLastPid));
-    if (highest <= last || highest <= kReservedPids)
+    if (highest <= last)
         return false;
     CKPT_ASSIGN(pid_t limit, read_number("/proc/sys/kernel/pid_max"));
     if (highest + kLeastRoom > limit)

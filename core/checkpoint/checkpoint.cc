@@ -303,11 +303,15 @@ Result<void> Dump::write_memory(const images::ImageDir& dir) {
     for (const WantedMemory& wanted : files_.wanted_memory())
         CKPT_TRY(pages.add_shared(wanted.shmid, wanted.fd.get(), wanted.size));
     CKPT_TRY(steps_.enter("checkpoint.memory"));
+    if (request_.digests)
+        pages.want_digests();
     CKPT_TRY(pages.run(steps_, request_.memory_threads));
     stats_.pages_written = pages.process_pages();
     stats_.shared_pages_written = pages.shared_pages();
     stats_.shared_pages_scanned = pages.shared_pages();
     stats_.bytes_written = pages.bytes();
+    if (request_.digests)
+        stats_.digests = pages.digests();
     return {};
 }
 

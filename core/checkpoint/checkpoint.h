@@ -19,6 +19,7 @@
 
 #include "core/base/error.h"
 #include "core/base/steps.h"
+#include "images/manifest.h"
 
 namespace checkpointd {
 
@@ -53,6 +54,8 @@ struct CheckpointRequest {
     std::optional<std::chrono::steady_clock::time_point> deadline;
     // Threads that move memory. 0: as many as pay off.
     unsigned memory_threads = 0;
+    // Wants CheckpointStats::digests.
+    bool digests = false;
 };
 
 // One stretch of the work, in order.
@@ -69,6 +72,7 @@ struct CheckpointStats {
     uint64_t shared_pages_scanned = 0;
     uint64_t shared_pages_written = 0;
     uint64_t bytes_written = 0;  // of all pages files
+    std::vector<images::FileDigest> digests;  // of files that hold pages, if wanted; not of all of them
     unsigned tasks = 0;          // processes, zombies included
     unsigned threads = 0;        // of all living processes
 };

@@ -171,12 +171,31 @@ TEST_F(Memory, DeadProcessIsGone) {
     EXPECT_EQ(done.error().kind, ErrorKind::kGone);
 }
 
+// Two processes, one of them with more than one digest's chunk, moved by two threads.
+TEST_F(Memory, DigestsAreThoseOfTheFiles) {
+    Victim large(2500), small(10);
+    PageImages images(dir);
+    ASSERT_TRUE(images.add_process(1, large.pid(), large.mem(),
+                                   {{large.run(0, 7), false}, {large.run(100, 2500), false}}));
+    ASSERT_TRUE(images.add_process(2, small.pid(), small.mem(), {{small.run(0, 3), false}}));
+    images.want_digests();
+    ASSERT_TRUE(images.run(silent, 2));
+    auto digests = images.digests();
+    ASSERT_EQ(digests.size(), 2u);
+    EXPECT_EQ(digests[0].chunks.size(), 3u);
+    for (const auto& digest : digests) {
+        auto read = images::digest_file(dir, digest.name, 1);
+        ASSERT_TRUE(read);
+        EXPECT_EQ(digest, *read) << digest.name;
+    }
+}
+
 TEST_F(Memory, FullDiskIsAnError) {
     Victim victim(10);
     ScopedFd full(open("/dev/full", O_WRONLY | O_CLOEXEC));
     ASSERT_TRUE(full);
     PagePump pump;
-    pump.add({victim.pid(), victim.mem(), "victim"}, {victim.run(0, 10)}, full.get(), 0, "pages-1.img");
+    pump.add({victim.pid(), victim.mem(), "victim"}, {victim.run(0, 10)}, full.get(), "pages-1.img");
     auto done = pump.run(silent);
     ASSERT_FALSE(done);
     EXPECT_EQ(done.error().errno_code, ENOSPC);
@@ -193,6 +212,7 @@ TEST_F(Memory, SharedMemoryWithHolesAndOddEnd) {
     ASSERT_TRUE(images.add_shared(77, file.get(), kSize));
     ASSERT_TRUE(images.run(silent));
     EXPECT_EQ(images.shared_pages(), 4u);
+    EXPECT_TRUE(images.digests().empty()) << "the pump does not see its end";
     auto entries = pagemap(ImageType::kPagemapShmem, 77, 1);
     ASSERT_EQ(entries.size(), 3u);
     EXPECT_EQ(entries[1].vaddr(), 50 * kPageSize);

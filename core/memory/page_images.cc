@@ -28,11 +28,11 @@ Result<void> write_entry(images::ImageWriter& pagemap, const PageSegment& segmen
 }
 
 // Writing into blocks that are already reserved is a third cheaper on ext4 than having each reserved on
-// its way (delayed allocation). tmpfs would only touch its pages twice.
+// its way (delayed allocation). tmpfs, also below overlayfs, would only touch its pages twice.
 Result<void> make_room(int fd, uint64_t size, const std::string& name) {
     struct statfs fs {};
-    bool in_memory = fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
-    if (size < kWorthReserving || in_memory || fallocate(fd, 0, 0, static_cast<off_t>(size)) == 0)
+    bool gains = size >= kWorthReserving && fstatfs(fd, &fs) == 0 && fs.f_type == EXT4_SUPER_MAGIC;
+    if (!gains || fallocate(fd, 0, 0, static_cast<off_t>(size)) == 0)
         return {};
     // Whatever else it says, such as EOPNOTSUPP, does not keep us from writing.
     if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)
@@ -105,7 +105,7 @@ Result<void> PageImages::add_process(pid_t image_pid, pid_t pid, int mem_fd,
         process_pages_ += segment.run.pages();
     }
     CKPT_TRY(make_room(out, size_of(runs), name));
-    pump_.add({pid, mem_fd, fmt::format("pid {}", pid)}, runs, out, 0, name);
+    pump_.add({pid, mem_fd, fmt::format("pid {}", pid)}, runs, out, name);
     return pagemap.finish();
 }
 
@@ -130,12 +130,20 @@ Result<void> PageImages::add_shared(uint64_t shmid, int fd, uint64_t size) {
             return fail_errno(name, "cannot read the last page of shared memory");
     }
     CKPT_TRY(make_room(out, size_of(runs), name));
-    pump_.add({0, fd, fmt::format("shared memory {}", shmid)}, runs, out, 0, name);
+    pump_.add({0, fd, fmt::format("shared memory {}", shmid)}, runs, out, name);
     uint64_t offset = size_of(runs);
-    if (!tail.empty() &&
-        pwrite(out, tail.data(), tail.size(), static_cast<off_t>(offset)) != ssize_t{kPageSize})
+    if (tail.empty())
+        return pagemap.finish();
+    with_tail_.insert(name);
+    if (pwrite(out, tail.data(), tail.size(), static_cast<off_t>(offset)) != ssize_t{kPageSize})
         return fail_errno(name, "cannot write pages");
     return pagemap.finish();
+}
+
+std::vector<images::FileDigest> PageImages::digests() const {
+    auto known = pump_.digests();
+    std::erase_if(known, [this](const images::FileDigest& file) { return with_tail_.contains(file.name); });
+    return known;
 }
 
 Result<void> PageImages::run(Steps& steps, unsigned threads) { return pump_.run(steps, threads); }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <deque>
+#include <set>
+#include <string>
 #include <sys/types.h>
 #include <vector>
 
@@ -33,6 +35,10 @@ class PageImages {
     // pagemap-shmem-SHMID.img: what a file of shared memory holds; holes are left out. `fd` is borrowed.
     Result<void> add_shared(uint64_t shmid, int fd, uint64_t size);
     Result<void> run(Steps& steps, unsigned threads = 0);
+    // Of files that run() is about to write, while their pages pass by. Not of all: what is not worth it is left
+    // to the caller.
+    void want_digests() { pump_.want_digests(); }
+    std::vector<images::FileDigest> digests() const;
 
     uint64_t bytes() const { return pump_.bytes(); }
     uint64_t process_pages() const { return process_pages_; }
@@ -45,6 +51,7 @@ class PageImages {
     const images::ImageDir& dir_;
     PagePump pump_;
     std::deque<ScopedFd> files_;
+    std::set<std::string> with_tail_;  // files that hold more than the pump has seen
     uint32_t last_id_ = 0;
     uint64_t process_pages_ = 0;
     uint64_t shared_pages_ = 0;

@@ -86,21 +86,20 @@ class BlockSignals {
 
 }  // namespace
 
-// One run of the pump: chunks are handed out one by one until all are done or one has failed.
+// One run of the pump: batches are handed out one by one until all are done or one has failed.
 class PumpRun {
   public:
-    PumpRun(const PagePump& pump, Steps& steps) : pump_(pump), steps_(steps) {}
+    PumpRun(PagePump& pump, Steps& steps) : pump_(pump), steps_(steps) {}
 
     void work() {
         auto buffer = std::make_unique<char[]>(PagePump::kChunkSize);
         while (!failed_) {
             size_t index = next_++;
-            if (index >= pump_.chunks_.size())
+            if (index >= pump_.batches_.size())
                 return;
-            auto moved = move(pump_.chunks_[index], buffer.get());
+            auto moved = move(pump_.batches_[index], buffer.get());
             if (!moved)
                 return give_up(std::move(moved).error());
-            report(pump_.chunks_[index].size);
         }
     }
 
@@ -111,11 +110,21 @@ class PumpRun {
     }
 
   private:
-    Result<void> move(const PagePump::Chunk& chunk, char* buffer) {
-        std::span ranges(pump_.ranges_.data() + chunk.first_range, chunk.ranges);
-        const auto& target = pump_.targets_[chunk.target];
-        CKPT_TRY(read_chunk(pump_.sources_[chunk.source], ranges, chunk.size, buffer));
-        return write_at(target.fd, buffer, chunk.size, chunk.out_offset, target.object);
+    Result<void> move(PagePump::Batch& batch, char* buffer) {
+        const auto& target = pump_.targets_[batch.target];
+        images::ChunkDigest digest;
+        for (const auto& chunk : std::span(pump_.chunks_).subspan(batch.first_chunk, batch.chunks)) {
+            if (failed_)
+                return {};
+            std::span ranges(pump_.ranges_.data() + chunk.first_range, chunk.ranges);
+            CKPT_TRY(read_chunk(pump_.sources_[chunk.source], ranges, chunk.size, buffer));
+            CKPT_TRY(write_at(target.fd, buffer, chunk.size, chunk.out_offset, target.object));
+            if (pump_.wants_digests_)
+                digest.add(buffer, chunk.size);
+            report(chunk.size);
+        }
+        batch.digest = digest.value();
+        return {};
     }
 
     void give_up(Error error) {
@@ -135,7 +144,7 @@ class PumpRun {
             steps_.moved(done, pump_.bytes_);
     }
 
-    const PagePump& pump_;
+    PagePump& pump_;
     Steps& steps_;
     std::atomic<size_t> next_ = 0;
     std::atomic<uint64_t> done_ = 0;
@@ -146,15 +155,17 @@ class PumpRun {
 };
 
 void PagePump::start_chunk(uint64_t out_offset) {
-    chunks_.push_back({static_cast<uint32_t>(sources_.size() - 1),
-                       static_cast<uint32_t>(targets_.size() - 1), ranges_.size(), 0, 0,
-                       out_offset});
+    if (out_offset % images::kDigestChunk == 0)
+        batches_.push_back({static_cast<uint32_t>(targets_.size() - 1), chunks_.size(), 0, 0});
+    ++batches_.back().chunks;
+    chunks_.push_back({static_cast<uint32_t>(sources_.size() - 1), ranges_.size(), 0, 0, out_offset});
 }
 
 void PagePump::add(const PageSource& source, const std::vector<PageRun>& runs, int out_fd,
-                   uint64_t out_offset, const std::string& out_object) {
+                   const std::string& out_object) {
     if (runs.empty())
         return;
+    uint64_t out_offset = 0;
     sources_.push_back(source);
     targets_.push_back({out_fd, out_object});
     start_chunk(out_offset);
@@ -172,6 +183,18 @@ void PagePump::add(const PageSource& source, const std::vector<PageRun>& runs, i
             run.start += size;
         }
     }
+}
+
+std::vector<images::FileDigest> PagePump::digests() const {
+    std::vector<images::FileDigest> files;
+    for (const Batch& batch : batches_) {
+        const Chunk& last = chunks_[batch.first_chunk + batch.chunks - 1];
+        if (last.out_offset < images::kDigestChunk)
+            files.push_back({targets_[batch.target].object, 0, {}});
+        files.back().chunks.push_back(batch.digest);
+        files.back().size = last.out_offset + last.size;
+    }
+    return files;
 }
 
 Result<void> PagePump::run(Steps& steps, unsigned threads) {

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <string>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -13,6 +12,7 @@
 #include "core/base/error.h"
 #include "core/base/steps.h"
 #include "core/kernel/page_scan.h"
+#include "images/manifest.h"
 
 namespace checkpointd {
 
@@ -28,9 +28,12 @@ struct PageSource {
 // returned. Not thread-safe; run() makes its own threads and ends them.
 class PagePump {
   public:
-    // Pages of `runs`, one after the other, go to `out_fd` from `out_offset` on.
+    // Pages of `runs`, one after the other, are all that the file `out_fd` is to hold.
     void add(const PageSource& source, const std::vector<PageRun>& runs, int out_fd,
-             uint64_t out_offset, const std::string& out_object);
+             const std::string& out_object);
+    // Of all files, with their objects as names, while their pages pass by. To be asked for before run().
+    void want_digests() { wants_digests_ = true; }
+    std::vector<images::FileDigest> digests() const;
     uint64_t bytes() const { return bytes_; }
     // `threads` 0: one for little, two for much (a third gains nothing: the file's lock is the limit).
     // Progress goes to steps.moved(); steps.enter() is not called.
@@ -47,19 +50,28 @@ class PagePump {
     };
     struct Chunk {
         uint32_t source;
-        uint32_t target;
         uint64_t first_range;
         uint32_t ranges;
         uint32_t size;
         uint64_t out_offset;
     };
+    // Chunks that one thread moves: those of one digest.
+    struct Batch {
+        uint32_t target;
+        size_t first_chunk;
+        size_t chunks;
+        uint64_t digest;
+    };
+    static_assert(images::kDigestChunk % kChunkSize == 0);
     void start_chunk(uint64_t out_offset);
 
     std::vector<PageSource> sources_;
     std::vector<Target> targets_;
     std::vector<iovec> ranges_;
     std::vector<Chunk> chunks_;
+    std::vector<Batch> batches_;
     uint64_t bytes_ = 0;
+    bool wants_digests_ = false;
 };
 
 }  // namespace checkpointd

@@ -160,7 +160,9 @@ Result<void> CheckpointJob::dump() {
     if (!frozen_by_others) {
         CKPT_ASSIGN(thaw, undo_by_thawing(journal_, facts_.cgroup_dir));
     }
+    dump.digests = true;
     CKPT_ASSIGN(auto held, checkpoint(dump, steps_, stats_));
+    for (auto& digest : stats_.digests) pending_->add_digest(std::move(digest));
     CKPT_TRY(journal_.drop(thaw));
     held_.emplace(std::move(held));
     frozen_since_ = std::chrono::steady_clock::now() - stats_.frozen;
