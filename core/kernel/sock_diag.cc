@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/kernel/sock_diag.h"
 
+#include <arpa/inet.h>
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
 #include <functional>
+#include <linux/inet_diag.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
@@ -28,9 +30,10 @@ namespace {
 constexpr uint32_t kAll = UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS |
                           UDIAG_SHOW_RQLEN;
 
+template <typename Body>
 struct Request {
     nlmsghdr header;
-    unix_diag_req body;
+    Body body;
 };
 
 Result<ScopedFd> namespace_of(int socket) {
@@ -67,22 +70,30 @@ Result<ScopedFd> diag_socket_in(int ns) {
     return result;
 }
 
-Result<void> send_request(int diag, uint32_t ino, uint32_t states, uint16_t flags) {
-    Request request{};
+template <typename Body>
+Result<void> send_request(int diag, const Body& body, uint16_t flags) {
+    Request<Body> request{};
     request.header.nlmsg_len = sizeof(request);
     request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
     request.header.nlmsg_flags = static_cast<uint16_t>(NLM_F_REQUEST | flags);
-    request.body.sdiag_family = AF_UNIX;
-    request.body.udiag_states = states;
-    request.body.udiag_ino = ino;
-    request.body.udiag_show = kAll;
-    request.body.udiag_cookie[0] = request.body.udiag_cookie[1] = UINT32_MAX;  // any
+    request.body = body;
     if (send(diag, &request, sizeof(request), 0) != sizeof(request))
         return fail_errno("sock_diag", "cannot ask");
     return {};
 }
 
-using MessageHandler = std::function<void(const UnixDiag&)>;
+unix_diag_req unix_request(uint32_t ino, uint32_t states) {
+    unix_diag_req body{};
+    body.sdiag_family = AF_UNIX;
+    body.udiag_states = states;
+    body.udiag_ino = ino;
+    body.udiag_show = kAll;
+    body.udiag_cookie[0] = body.udiag_cookie[1] = UINT32_MAX;  // any
+    return body;
+}
+
+// Gets the message of one socket: a fixed head of its family, and attributes.
+using MessageHandler = std::function<void(const void* message, size_t size)>;
 
 // Handles one datagram of answers; true when it was the last.
 Result<bool> handle_answers(const char* data, size_t size, const MessageHandler& handle) {
@@ -99,8 +110,7 @@ Result<bool> handle_answers(const char* data, size_t size, const MessageHandler&
                 return fail_errno("sock_diag", "the kernel refused", -error->error);
             continue;
         }
-        if (auto parsed = parse_unix_diag(NLMSG_DATA(header), NLMSG_PAYLOAD(header, 0)); parsed)
-            handle(*parsed);
+        handle(NLMSG_DATA(header), NLMSG_PAYLOAD(header, 0));
     }
     return !dump;
 }
@@ -142,6 +152,21 @@ void take_attribute(UnixDiag& diag, uint16_t type, const char* data, size_t size
     }
 }
 
+// Calls `take` with each attribute from `at` on; false if one is cut.
+bool walk_attributes(const void* message, size_t size, size_t at,
+                     const std::function<void(uint16_t, const char*, size_t)>& take) {
+    const char* data = static_cast<const char*>(message);
+    while (at + sizeof(rtattr) <= size) {
+        rtattr attribute{};
+        std::memcpy(&attribute, data + at, sizeof(attribute));
+        if (attribute.rta_len < sizeof(rtattr) || attribute.rta_len > size - at)
+            return false;
+        take(attribute.rta_type, data + at + RTA_LENGTH(0), attribute.rta_len - RTA_LENGTH(0));
+        at += RTA_ALIGN(attribute.rta_len);
+    }
+    return true;
+}
+
 }  // namespace
 
 std::optional<UnixDiag> parse_unix_diag(const void* message, size_t size) {
@@ -153,19 +178,27 @@ std::optional<UnixDiag> parse_unix_diag(const void* message, size_t size) {
     diag.ino = head.udiag_ino;
     diag.type = head.udiag_type;
     diag.state = head.udiag_state;
-    const char* at = static_cast<const char*>(message) + NLMSG_ALIGN(sizeof(head));
-    size_t left = size - std::min<size_t>(size, NLMSG_ALIGN(sizeof(head)));
-    while (left >= sizeof(rtattr)) {
-        rtattr attribute{};
-        std::memcpy(&attribute, at, sizeof(attribute));
-        if (attribute.rta_len < sizeof(rtattr) || attribute.rta_len > left)
-            return std::nullopt;
-        take_attribute(diag, attribute.rta_type, at + RTA_LENGTH(0),
-                       attribute.rta_len - RTA_LENGTH(0));
-        size_t step = std::min<size_t>(RTA_ALIGN(attribute.rta_len), left);
-        at += step;
-        left -= step;
-    }
+    auto take = [&](uint16_t type, const char* data, size_t length) {
+        take_attribute(diag, type, data, length);
+    };
+    if (!walk_attributes(message, size, NLMSG_ALIGN(sizeof(head)), take))
+        return std::nullopt;
+    return diag;
+}
+
+std::optional<InetDiag> parse_inet_diag(const void* message, size_t size) {
+    if (size < sizeof(inet_diag_msg))
+        return std::nullopt;
+    inet_diag_msg head{};
+    std::memcpy(&head, message, sizeof(head));
+    InetDiag diag;
+    diag.ino = head.idiag_inode;
+    auto take = [&](uint16_t type, const char* data, size_t length) {
+        if (type == INET_DIAG_SHUTDOWN && length > 0)
+            diag.shutdown = static_cast<uint8_t>(data[0]);
+    };
+    if (!walk_attributes(message, size, NLMSG_ALIGN(sizeof(head)), take))
+        return std::nullopt;
     return diag;
 }
 
@@ -183,19 +216,44 @@ Result<ScopedFd> open_sock_diag(int socket) {
 }
 
 Result<UnixDiag> unix_diag(int diag, uint32_t ino) {
-    CKPT_TRY(send_request(diag, ino, UINT32_MAX, 0));
+    CKPT_TRY(send_request(diag, unix_request(ino, UINT32_MAX), 0));
     std::optional<UnixDiag> found;
-    CKPT_TRY(receive_answers(diag, [&](const UnixDiag& one) { found = one; }));
+    CKPT_TRY(receive_answers(diag, [&](const void* message, size_t size) {
+        if (auto one = parse_unix_diag(message, size))
+            found = std::move(*one);
+    }));
     if (!found)
         return fail(ErrorKind::kNotFound, "sock_diag", fmt::format("no unix socket {}", ino));
     return std::move(*found);
 }
 
 Result<std::vector<UnixDiag>> unix_diag_listening(int diag) {
-    CKPT_TRY(send_request(diag, 0, 1u << TCP_LISTEN, NLM_F_DUMP));
+    CKPT_TRY(send_request(diag, unix_request(0, 1u << TCP_LISTEN), NLM_F_DUMP));
     std::vector<UnixDiag> all;
-    CKPT_TRY(receive_answers(diag, [&](const UnixDiag& one) { all.push_back(one); }));
+    CKPT_TRY(receive_answers(diag, [&](const void* message, size_t size) {
+        if (auto one = parse_unix_diag(message, size))
+            all.push_back(std::move(*one));
+    }));
     return all;
+}
+
+// By address the kernel finds the socket that would receive, which need not be ours; so all with our port
+// are listed.
+Result<InetDiag> inet_diag(int diag, const InetSocket& socket) {
+    inet_diag_req_v2 body{};
+    body.sdiag_family = socket.family;
+    body.sdiag_protocol = socket.protocol;
+    body.idiag_states = UINT32_MAX;
+    body.id.idiag_sport = htons(socket.port);
+    CKPT_TRY(send_request(diag, body, NLM_F_DUMP));
+    std::optional<InetDiag> found;
+    CKPT_TRY(receive_answers(diag, [&](const void* message, size_t size) {
+        if (auto one = parse_inet_diag(message, size); one && one->ino == socket.ino)
+            found = *one;
+    }));
+    if (!found)
+        return fail(ErrorKind::kNotFound, "sock_diag", fmt::format("no inet socket {}", socket.ino));
+    return *found;
 }
 
 }  // namespace checkpointd

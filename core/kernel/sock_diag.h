@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// What only sock_diag(7) tells of an AF_UNIX socket: its peer, and who waits in its listen queue.
+// What only sock_diag(7) tells of a socket: of AF_UNIX its peer, and who waits in its listen queue; of
+// AF_INET and AF_INET6 in which directions it was shut down.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,19 @@ struct UnixDiag {
     std::vector<uint32_t> waiting;  // listening: inodes of those who wait to be accepted, 0: closed
 };
 
+// Which socket is meant.
+struct InetSocket {
+    uint8_t family = 0;    // AF_INET, AF_INET6
+    uint8_t protocol = 0;  // IPPROTO_UDP ...
+    uint16_t port = 0;     // its own; one without is not listed
+    uint32_t ino = 0;
+};
+
+struct InetDiag {
+    uint32_t ino = 0;
+    uint8_t shutdown = 0;  // as of UnixDiag
+};
+
 // A netlink socket that sees the sockets of the network namespace that `socket` belongs to, be it ours
 // or not. Needs CAP_NET_ADMIN over that namespace.
 Result<ScopedFd> open_sock_diag(int socket);
@@ -35,8 +49,11 @@ Result<uint64_t> socket_namespace(int socket);
 Result<UnixDiag> unix_diag(int diag, uint32_t ino);
 // All listening sockets of the namespace.
 Result<std::vector<UnixDiag>> unix_diag_listening(int diag);
+// kNotFound where the kernel does not list it.
+Result<InetDiag> inet_diag(int diag, const InetSocket& socket);
 
-// Parses one SOCK_DIAG_BY_FAMILY message (struct unix_diag_msg and attributes); nullopt if it is cut.
+// Parse one SOCK_DIAG_BY_FAMILY message (a struct of its family, and attributes); nullopt if it is cut.
 std::optional<UnixDiag> parse_unix_diag(const void* message, size_t size);
+std::optional<InetDiag> parse_inet_diag(const void* message, size_t size);
 
 }  // namespace checkpointd

@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include "core/kernel/sock_diag.h"
 #include "core/resources/kinds.h"
 #include "core/resources/open_file.h"
 #include "core/resources/socket.h"
@@ -148,16 +149,28 @@ Result<void> dump_tcp(const OpenFile& file, inet_sk_entry& record, FileDumpConte
     return {};
 }
 
+// 0: neither, or nobody can tell. poll(2) knows of receiving only; the kernel may lack udp_diag.
+uint8_t shutdown_of(const OpenFile& file, const inet_sk_entry& record) {
+    pollfd events{file.copy, POLLRDHUP, 0};
+    (void)poll(&events, 1, 0);
+    if ((events.revents & POLLHUP) != 0)
+        return 3;
+    if (auto diag = open_sock_diag(file.copy); diag && record.src_port() != 0) {
+        auto known = inet_diag(diag->get(), {static_cast<uint8_t>(record.family()),
+                                             static_cast<uint8_t>(record.proto()),
+                                             static_cast<uint16_t>(record.src_port()), record.ino()});
+        if (known)
+            return known->shutdown & 3;
+    }
+    return (events.revents & POLLRDHUP) != 0 ? 1 : 0;
+}
+
 // Datagrams that wait are dropped, as a network may do at any time.
 Result<void> dump_datagram(const OpenFile& file, bool connected, inet_sk_entry& record,
                            FileDumpContext& context) {
     record.set_state(connected ? TCP_ESTABLISHED : TCP_CLOSE);
-    pollfd events{file.copy, POLLRDHUP, 0};
-    (void)poll(&events, 1, 0);
-    if ((events.revents & POLLHUP) != 0)
-        record.set_shutdown(images::BOTH);
-    else if ((events.revents & POLLRDHUP) != 0)
-        record.set_shutdown(images::READ);
+    if (uint8_t how = shutdown_of(file, record); how != 0)
+        record.set_shutdown(static_cast<images::sk_shutdown>(how));
     if (record.proto() != IPPROTO_UDP && record.proto() != kUdpLite)
         return {};
     constexpr int kUdpCork = 1;  // UDP_CORK
@@ -293,15 +306,18 @@ void plan_tcp_options(const Making& m) {
 }
 
 // What bind(2) looks at is set before. SO_REUSEADDR is on for that moment, whatever it was: several
-// sockets may have come to one address one after the other.
+// sockets may have come to one address one after the other. So is IP_FREEBIND: an address may be gone, or
+// not be there yet (DHCP, duplicate address detection), which never harmed a socket that was bound already.
 void plan_bind(const Making& m) {
     if (m.record.src_port() == 0)
         return;
     if (m.record.has_v6only())
         m.set(SOL_IPV6, IPV6_V6ONLY, m.record.v6only() ? 1 : 0);
-    if (m.record.ip_opts().freebind())
-        m.set(m.record.family() == AF_INET6 ? SOL_IPV6 : SOL_IP,
-              m.record.family() == AF_INET6 ? IPV6_FREEBIND : IP_FREEBIND, 1);
+    bool v6 = m.record.family() == AF_INET6;
+    auto set_freebind = [&](int on) {
+        m.set(v6 ? SOL_IPV6 : SOL_IP, v6 ? IPV6_FREEBIND : IP_FREEBIND, on);
+    };
+    set_freebind(1);
     if (m.record.opts().has_so_bound_dev())
         m.context.agent().call(m.label, SYS_setsockopt,
                                {m.socket, SOL_SOCKET, SO_BINDTODEVICE,
@@ -312,6 +328,8 @@ void plan_bind(const Making& m) {
         m.set(SOL_SOCKET, SO_REUSEPORT, 1);
     Address own = address_of(m.context.plan(), m.record, true);
     m.context.agent().call(m.label, SYS_bind, {m.socket, own.at, own.size});
+    if (!m.record.ip_opts().freebind())
+        set_freebind(0);
     if (!m.record.opts().reuseaddr())
         m.set(SOL_SOCKET, SO_REUSEADDR, 0);
 }

@@ -458,6 +458,27 @@ TEST_F(Sockets, DatagramQueueOfABoundSocketAndItsSender) {
     }), "");
 }
 
+TEST_F(Sockets, DatagramSocketsThatSendToEachOther) {
+    auto name = [&](int number) { return fmt::format("{}/{}.sock", tmp.path(), number); };
+    Victim victim([&] {
+        for (int number : {40, 41, 42, 43})
+            if (!place(bound_unix(SOCK_DGRAM, name(number)), number))
+                return false;
+        return connect_unix(42, name(41)) && connect_unix(41, name(40)) && connect_unix(43, name(43));
+    });
+    Dump from = dump(victim);
+    EXPECT_THAT(from.blocker_text(), IsEmpty());
+    victim.end();
+    EXPECT_EQ(restore(from, [&]() -> std::string {
+        sockaddr_un peer{};
+        socklen_t size = sizeof(peer);
+        WANT(getpeername(42, reinterpret_cast<sockaddr*>(&peer), &size) == 0 && peer.sun_path == name(41));
+        WANT(send_text(41, "two") && receive(40) == "two");
+        WANT(send_text(43, "self") && receive(43) == "self");
+        return "";
+    }), "");
+}
+
 TEST_F(Sockets, DatagramSocketThatSendsToAnOutsidePath) {
     std::string path = tmp.path() + "/log.sock";
     ScopedFd log(bound_unix(SOCK_DGRAM, path));
@@ -645,6 +666,56 @@ TEST_F(Sockets, UdpBoundAndConnectedInBothFamilies) {
     pollfd ready{peer.get(), POLLIN, 0};
     ASSERT_EQ(poll(&ready, 1, 2000), 1);
     EXPECT_EQ(receive(peer.get()), "datagram");
+}
+
+TEST_F(Sockets, UdpShutDownInOneDirectionOrBoth) {
+    uint16_t port = 0;
+    ScopedFd peer(bound_inet(AF_INET, SOCK_DGRAM, 0, &port));
+    Victim victim([&] {
+        for (int how : {SHUT_RD, SHUT_WR, SHUT_RDWR}) {
+            uint16_t ignored = 0;
+            int number = 40 + how;
+            if (!place(bound_inet(AF_INET, SOCK_DGRAM, 0, &ignored), number) ||
+                !connect_loopback(number, port) || shutdown(number, how) != 0)
+                return false;
+        }
+        return true;
+    });
+    Dump from = dump(victim);
+    EXPECT_THAT(from.blocker_text(), IsEmpty());
+    victim.end();
+    EXPECT_EQ(restore(from, [&]() -> std::string {
+        for (int how : {SHUT_RD, SHUT_WR, SHUT_RDWR}) {
+            int number = 40 + how;
+            bool sends = send(number, "x", 1, MSG_NOSIGNAL) == 1;
+            pollfd events{number, POLLRDHUP, 0};
+            poll(&events, 1, 0);
+            WANT(sends == (how == SHUT_RD));
+            WANT(((events.revents & POLLRDHUP) != 0) == (how != SHUT_WR));
+        }
+        return "";
+    }), "");
+}
+
+TEST_F(Sockets, BoundToAnAddressThatIsGone) {
+    sockaddr_in6 gone{AF_INET6, htons(41234), 0, {}, 0};
+    inet_pton(AF_INET6, "2001:db8::41", &gone.sin6_addr);
+    Victim victim([&] {
+        return place(socket(AF_INET6, SOCK_DGRAM, 0), 40) && set_option(40, SOL_IPV6, IPV6_FREEBIND, 1) &&
+               bind(40, reinterpret_cast<sockaddr*>(&gone), sizeof(gone)) == 0 &&
+               set_option(40, SOL_IPV6, IPV6_FREEBIND, 0);
+    });
+    Dump from = dump(victim);
+    EXPECT_THAT(from.blocker_text(), IsEmpty());
+    victim.end();
+    EXPECT_EQ(restore(from, [&]() -> std::string {
+        sockaddr_in6 is{};
+        socklen_t size = sizeof(is);
+        WANT(getsockname(40, reinterpret_cast<sockaddr*>(&is), &size) == 0);
+        WANT(std::memcmp(&is.sin6_addr, &gone.sin6_addr, sizeof(is.sin6_addr)) == 0);
+        WANT(option(40, SOL_IPV6, IPV6_FREEBIND) == 0);
+        return "";
+    }), "");
 }
 
 TEST_F(Sockets, NetlinkKeepsProtocolPortAndGroups) {

@@ -361,6 +361,7 @@ Result<void> dump(const OpenFile& file, FileDumpContext& context, images::file_e
 // ---- restore -------------------------------------------------------------------------------------
 
 constexpr const char* kShared = "unix socket";  // by inode
+constexpr const char* kConnected = "connected unix socket";  // likewise
 constexpr int kRoomForQueues = 256 << 20;       // SO_SNDBUF while a queue is filled
 constexpr const char* kAside = ".checkpointd-aside";
 
@@ -547,19 +548,38 @@ Slot plan_unconnected(const Making& m) {
     return pair.first;
 }
 
-Result<void> plan_connect(const Making& m, Slot socket) {
+Result<const images::file_entry*> named_peer(const Making& m) {
     const images::file_entry* peer = entry_of(m.context.images(), m.record.peer());
     if (peer == nullptr || peer->usk().name().empty())
         return fail(ErrorKind::kBadImage, m.label,
                     fmt::format("its peer {} is not in the image", m.record.peer()));
-    if ((peer->usk().uflags() & images::kUnixExternal) == 0)
-        CKPT_TRY(m.context.slot_of(peer->id()));  // bound first
-    Address address = address_of(m.plan(), peer->usk().name());
-    enter_name_dir(m, peer->usk());
-    m.agent().call(m.label + " to " + peer->usk().name().c_str(), SYS_connect,
+    return peer;
+}
+
+void plan_connect(const Making& m, const unix_sk_entry& peer, Slot socket) {
+    Address address = address_of(m.plan(), peer.name());
+    enter_name_dir(m, peer);
+    m.agent().call(m.label + " to " + peer.name().c_str(), SYS_connect,
                    {socket, address.at, address.size});
-    leave_name_dir(m, peer->usk());
-    return {};
+    leave_name_dir(m, peer);
+}
+
+// Nobody but its own peer may connect to a datagram socket that has one (unix_may_send): whoever sends to this
+// one comes first.
+void connect_datagram(const Making& m) {
+    std::optional<Slot> socket = m.context.shared_slot(kShared, m.record.ino());
+    if (!socket || m.context.shared_slot(kConnected, m.record.ino()))
+        return;
+    m.context.share_slot(kConnected, m.record.ino(), *socket);
+    for (const images::file_entry& entry : m.context.images().files) {
+        const unix_sk_entry& other = entry.usk();
+        if (!m.record.name().empty() && entry.type() == images::UNIXSK &&
+            other.peer() == m.record.ino() && other.type() == SOCK_DGRAM)
+            connect_datagram(making(entry, m.context));
+    }
+    if (const images::file_entry* peer = entry_of(m.context.images(), m.record.peer()))
+        plan_connect(m, peer->usk(), *socket);
+    finish_socket(m, *socket);
 }
 
 Result<Slot> plan_standalone(const Making& m) {
@@ -567,8 +587,18 @@ Result<Slot> plan_standalone(const Making& m) {
     if (m.record.state() == TCP_LISTEN)
         m.agent().call(m.label, SYS_listen, {socket, m.record.backlog()});
     m.context.share_slot(kShared, m.record.ino(), socket);
-    if (m.record.peer() != 0)
-        CKPT_TRY(plan_connect(m, socket));
+    if (m.record.peer() == 0) {
+        finish_socket(m, socket);
+        return socket;
+    }
+    CKPT_ASSIGN(const images::file_entry* peer, named_peer(m));
+    if (m.record.type() == SOCK_DGRAM) {  // when all are bound
+        m.context.when_opened([m](Program&) { connect_datagram(m); });
+        return socket;
+    }
+    if ((peer->usk().uflags() & images::kUnixExternal) == 0)
+        CKPT_TRY(m.context.slot_of(peer->id()));  // bound first
+    plan_connect(m, peer->usk(), socket);
     finish_socket(m, socket);
     return socket;
 }
