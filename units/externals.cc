@@ -4,7 +4,6 @@
 #include <charconv>
 #include <cstring>
 #include <fcntl.h>
-#include <filesystem>
 #include <map>
 #include <set>
 #include <sys/socket.h>
@@ -14,12 +13,11 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/kernel/proc_task.h"
 #include "units/resolve.h"
 
 namespace checkpointd {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr int kFirstListenFd = 3;  // SD_LISTEN_FDS_START
 // Of the journal and, with a dot and a name behind "journal", of others (LogNamespace=).
@@ -33,14 +31,9 @@ struct Descriptor {
 
 std::vector<Descriptor> descriptors(pid_t pid) {
     std::vector<Descriptor> out;
-    std::error_code ignored;
-    for (const auto& entry : fs::directory_iterator(fmt::format("/proc/{}/fd", pid), ignored)) {
-        std::string name = entry.path().filename();
-        int fd = -1;
-        std::from_chars(name.data(), name.data() + name.size(), fd);
-        if (auto target = read_link(AT_FDCWD, entry.path()); target && fd >= 0)
+    for (int fd : read_descriptor_list(pid).value_or(std::vector<int>()))
+        if (auto target = read_link(AT_FDCWD, fmt::format("/proc/{}/fd/{}", pid, fd)))
             out.push_back({fd, std::move(*target)});
-    }
     return out;
 }
 

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "units/suspend.h"
 
-#include <charconv>
 #include <fcntl.h>
-#include <filesystem>
 #include <set>
 #include <unistd.h>
 
 #include "core/base/io.h"
 #include "core/kernel/proc_stat.h"
+#include "core/kernel/proc_task.h"
 #include "units/drop_in.h"
 #include "units/drop_in_file.h"
 #include "units/suspend_undo.h"
@@ -17,28 +16,13 @@
 namespace checkpointd {
 namespace {
 
-namespace fs = std::filesystem;
-
-// The numbers of directory entries: descriptors, threads.
-std::vector<int> numbers_in(const std::string& directory) {
-    std::vector<int> out;
-    std::error_code ignored;
-    for (const auto& entry : fs::directory_iterator(directory, ignored)) {
-        const std::string name = entry.path().filename();
-        int number = -1;
-        if (std::from_chars(name.data(), name.data() + name.size(), number).ec == std::errc())
-            out.push_back(number);
-    }
-    return out;
-}
-
 // All numbers that the tasks use. One of a session or group counts whose leader is dead; a living leader
 // outside of the unit keeps its own.
 std::vector<pid_t> numbers_of(const std::vector<pid_t>& pids) {
     std::set<pid_t> all;
     for (pid_t pid : pids) {
-        for (int tid : numbers_in(fmt::format("/proc/{}/task", pid)))
-            all.insert(tid);
+        const std::vector<pid_t> tids = read_task_list(pid).value_or(std::vector<pid_t>());
+        all.insert(tids.begin(), tids.end());
         auto stat = read_stat(pid);
         if (!stat)
             continue;
@@ -56,7 +40,7 @@ Result<ScopedFd> take_external(const UnitFacts& facts, const std::vector<pid_t>&
         return take_descriptor(main.get(), static_cast<int>(external.index), facts.id);
     }
     for (pid_t pid : pids)
-        for (int fd : numbers_in(fmt::format("/proc/{}/fd", pid))) {
+        for (int fd : read_descriptor_list(pid).value_or(std::vector<int>())) {
             auto target = read_link(AT_FDCWD, fmt::format("/proc/{}/fd/{}", pid, fd));
             if (!target || *target != external.key)
                 continue;

@@ -101,6 +101,19 @@ struct CloseDir {
     void operator()(DIR* dir) const { closedir(dir); }
 };
 
+// Entries of a folder of /proc/PID that are called by numbers.
+Result<std::vector<int>> list_numbers(pid_t pid, std::string_view folder) {
+    std::string path = fmt::format("/proc/{}/{}", pid, folder);
+    std::unique_ptr<DIR, CloseDir> dir(opendir(path.c_str()));
+    if (!dir)
+        return fail_errno(path, "cannot be listed", errno == ENOENT ? ESRCH : errno);
+    std::vector<int> numbers;
+    while (dirent* entry = readdir(dir.get()))
+        if (auto number = to_number<int>(entry->d_name))
+            numbers.push_back(*number);
+    return numbers;
+}
+
 }  // namespace
 
 Result<ProcLimits> parse_limits(std::string_view text) {
@@ -199,15 +212,14 @@ Result<std::optional<std::string>> read_cgroup2_path(pid_t pid) {
     return parse_cgroup2_path(text);
 }
 
+Result<std::vector<int>> read_descriptor_list(pid_t pid) {
+    CKPT_ASSIGN(std::vector<int> numbers, list_numbers(pid, "fd"));
+    std::sort(numbers.begin(), numbers.end());
+    return numbers;
+}
+
 Result<std::vector<pid_t>> read_task_list(pid_t pid) {
-    std::string path = fmt::format("/proc/{}/task", pid);
-    std::unique_ptr<DIR, CloseDir> dir(opendir(path.c_str()));
-    if (!dir)
-        return fail_errno(path, "cannot list the threads", errno == ENOENT ? ESRCH : errno);
-    std::vector<pid_t> tids;
-    while (dirent* entry = readdir(dir.get()))
-        if (auto tid = to_number<int32_t>(entry->d_name))
-            tids.push_back(*tid);
+    CKPT_ASSIGN(std::vector<pid_t> tids, list_numbers(pid, "task"));
     std::sort(tids.begin(), tids.end(), [pid](pid_t a, pid_t b) {
         return (a == pid) != (b == pid) ? a == pid : a < b;
     });

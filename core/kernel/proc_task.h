@@ -58,6 +58,8 @@ Result<std::optional<std::string>> read_cgroup2_path(pid_t pid);
 
 // Thread ids of a process, the leader first, the others ascending.
 Result<std::vector<pid_t>> read_task_list(pid_t pid);
+// Numbers of a process's open descriptors, ascending.
+Result<std::vector<int>> read_descriptor_list(pid_t pid);
 // Direct children of all threads of a process, in the kernel's order.
 Result<std::vector<pid_t>> read_children(pid_t pid);
 

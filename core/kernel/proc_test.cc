@@ -245,6 +245,11 @@ TEST(ProcTask, ThreadsAndChildren) {
     ASSERT_TRUE(children);
     EXPECT_THAT(*children, Contains(child));
     EXPECT_EQ(read_task_list(0x3fffffff).error().kind, ErrorKind::kGone);
+    auto descriptors = read_descriptor_list(getpid());
+    ASSERT_TRUE(descriptors);
+    EXPECT_THAT(*descriptors, Contains(wait[0]));
+    EXPECT_TRUE(std::is_sorted(descriptors->begin(), descriptors->end()));
+    EXPECT_EQ(read_descriptor_list(0x3fffffff).error().kind, ErrorKind::kGone);
     close(wait[0]);
     close(wait[1]);
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <algorithm>
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <sys/stat.h>
@@ -11,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "core/base/io.h"
+#include "core/kernel/proc_task.h"
 #include "core/resources/file_locks.h"
 #include "core/resources/files.h"
 #include "core/resources/kinds.h"
@@ -50,23 +50,6 @@ struct MountNamespace {
     ScopedFd root;
     std::string prefix;  // path of `root` within the namespace, "" for its real root
 };
-
-Result<std::vector<int>> list_numbers(int dir_fd, const std::string& object) {
-    std::vector<int> numbers;
-    ScopedFd copy(openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!copy)
-        return fail_errno(object, "listing descriptors");
-    DIR* dir = fdopendir(copy.get());
-    if (dir == nullptr)
-        return fail_errno(object, "listing descriptors");
-    copy.release();
-    while (dirent* entry = readdir(dir))
-        if (auto number = parse_number(entry->d_name, 10))
-            numbers.push_back(static_cast<int>(*number));
-    closedir(dir);
-    std::sort(numbers.begin(), numbers.end());
-    return numbers;
-}
 
 // A descriptor may belong to any thread of the process as long as they share the table; pidfd_getfd
 // takes it from the leader.
@@ -236,7 +219,7 @@ Result<void> FileCollector::Impl::collect_table(const FileTask& task, uint32_t f
     TaskDirs dirs;
     CKPT_ASSIGN(dirs.links, open_at(AT_FDCWD, proc + "/fd", O_RDONLY | O_DIRECTORY));
     CKPT_ASSIGN(dirs.infos, open_at(AT_FDCWD, proc + "/fdinfo", O_RDONLY | O_DIRECTORY));
-    CKPT_ASSIGN(std::vector<int> numbers, list_numbers(dirs.links.get(), proc + "/fd"));
+    CKPT_ASSIGN(std::vector<int> numbers, read_descriptor_list(task.pid));
     for (int fd : numbers)
         CKPT_TRY(collect_one(task, dirs, fd, files_id));
     return {};

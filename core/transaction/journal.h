@@ -53,9 +53,10 @@ class Journal {
     static Result<Journal> create(std::string directory, const UndoTable& table);
 
     // Runs what is left in `directory` by a dead job, newest first, and removes the directory. An undo that
-    // fails stays in the journal, the others run nevertheless; the error carries all failures. Says whether there
-    // was anything to undo; there is not when there is no such directory. May be called again at any time, and by several at once: one does it, the
-    // others wait for it. kConflict when somebody still holds the journal after `patience`: the job is alive.
+    // fails stays in the journal, the others run nevertheless; the error carries all failures. Says whether
+    // there was anything to undo; there is not when there is no such directory. May be called again at any
+    // time, and by several at once: one does it, the others wait for it. kConflict when somebody still holds
+    // the journal after `patience`: the job is alive.
     static Result<bool> replay(const std::string& directory, const UndoTable& table,
                                std::chrono::milliseconds patience = {});
 

@@ -2,8 +2,6 @@
 #include "service/worker/jobs.h"
 
 #include <algorithm>
-#include <charconv>
-#include <filesystem>
 #include <sys/stat.h>
 #include <thread>
 
@@ -11,6 +9,7 @@
 
 #include "core/base/io.h"
 #include "core/checkpoint/checkpoint.h"
+#include "core/kernel/proc_task.h"
 #include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
 #include "service/worker/settle.h"
@@ -36,16 +35,10 @@ uint64_t to_usec(std::chrono::nanoseconds span) {
 
 // The largest TID of a process; its own PID when it has gone.
 uint64_t highest_tid(pid_t pid) {
-    uint64_t highest = static_cast<uint64_t>(pid);
-    std::error_code error;
-    for (const auto& entry :
-         std::filesystem::directory_iterator(fmt::format("/proc/{}/task", pid), error)) {
-        const std::string name = entry.path().filename();
-        uint64_t tid = 0;
-        std::from_chars(name.data(), name.data() + name.size(), tid);
+    pid_t highest = pid;
+    for (pid_t tid : read_task_list(pid).value_or(std::vector<pid_t>()))
         highest = std::max(highest, tid);
-    }
-    return highest;
+    return static_cast<uint64_t>(highest);
 }
 
 Result<bool> is_frozen(const std::string& cgroup_dir) {
