@@ -301,7 +301,8 @@ Result<void> Dump::write_memory(const images::ImageDir& dir) {
     for (const auto& [inode, segment] : shared_)
         CKPT_TRY(pages.add_shared(inode, segment.fd.get(), segment.size));
     for (const WantedMemory& wanted : files_.wanted_memory())
-        CKPT_TRY(pages.add_shared(wanted.shmid, wanted.fd.get(), wanted.size));
+        if (!shared_.contains(wanted.shmid))
+            CKPT_TRY(pages.add_shared(wanted.shmid, wanted.fd.get(), wanted.size));
     CKPT_TRY(steps_.enter("checkpoint.memory"));
     if (request_.digests)
         pages.want_digests();

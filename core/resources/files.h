@@ -91,6 +91,8 @@ struct FilePlanOptions {
     std::function<bool(const std::string& path)> is_free;  // see FilePlanContext; unset: never
     // Emits what fills a memfd; from the memory restore. `size` in bytes.
     std::function<Result<void>(uint32_t shmid, uint64_t size, Slot fd, Program& agent)> fill_memory;
+    // Where the agent has shared anonymous memory open that it made already; unset: nowhere.
+    std::function<std::optional<Slot>(uint32_t shmid)> segment;
 };
 
 // What the agent opens (kMoveHigh) has to lie at or above this number. The one below it is the planner's

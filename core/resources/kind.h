@@ -188,6 +188,8 @@ class FilePlanContext {
     virtual bool is_free(const std::string& path) const = 0;
     // Fills the memory of a memfd ("shmid") through `fd`, which is empty and of the right size.
     virtual Result<void> fill_memory(uint32_t shmid, uint64_t size, Slot fd) = 0;
+    // Shared anonymous memory that tasks have mapped, where an open file is the same ("shmid").
+    virtual std::optional<Slot> segment(uint32_t shmid) const = 0;
     // Emits F_SETFL and F_SETSIG for a fresh descriptor, and F_SETOWN_EX late.
     virtual void settle(std::string_view label, Slot fd, uint32_t file_id, unsigned flags,
                         const images::fown_entry& owner) = 0;

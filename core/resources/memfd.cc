@@ -21,9 +21,14 @@ namespace {
 constexpr std::string_view kPrefix = "/memfd:";
 constexpr std::string_view kDeleted = " (deleted)";
 
+// Shared anonymous memory has a file of the same kind, which somebody may have opened in map_files.
+bool is_anonymous_segment(const OpenFile& file) {
+    return file.link == "/dev/zero (deleted)" && file.filesystem() == TMPFS_MAGIC;
+}
+
 std::string name_of(const OpenFile& file) {
     std::string_view name = file.link;
-    name.remove_prefix(kPrefix.size());
+    name.remove_prefix(name.starts_with(kPrefix) ? kPrefix.size() : 1);
     if (name.ends_with(kDeleted))
         name.remove_suffix(kDeleted.size());
     return std::string(name);
@@ -90,6 +95,10 @@ const images::memfd_inode_entry* inode_of(const FileImages& images, uint32_t ino
 Result<Slot> plan_inode(const images::memfd_inode_entry& inode, FilePlanContext& context) {
     if (auto known = context.shared_slot("memfd", inode.inode_id()))
         return *known;
+    if (auto segment = context.segment(inode.shmid())) {
+        context.share_slot("memfd", inode.inode_id(), *segment);
+        return *segment;
+    }
     const std::string label = fmt::format("memfd {} ({})", inode.inode_id(), inode.name());
     if (inode.hugetlb_flag() != 0)
         return fail(ErrorKind::kUnsupported, label, "memfd of huge pages");
@@ -147,7 +156,8 @@ Result<std::optional<Slot>> plan(const images::file_entry& entry, FilePlanContex
 }  // namespace
 
 bool is_memfd(const OpenFile& file) {
-    return S_ISREG(file.st.st_mode) && file.st.st_nlink == 0 && file.link.starts_with(kPrefix);
+    return S_ISREG(file.st.st_mode) && file.st.st_nlink == 0 &&
+           (file.link.starts_with(kPrefix) || is_anonymous_segment(file));
 }
 
 const FileKind kMemfdKind{images::MEMFD, "memfd", is_memfd, dump, plan};

@@ -91,6 +91,9 @@ class FilePlanner::Impl final : public FilePlanContext {
             return fail(ErrorKind::kInternal, fmt::format("memfd {}", shmid), "nobody fills memory");
         return options_.fill_memory(shmid, size, fd, agent_);
     }
+    std::optional<Slot> segment(uint32_t shmid) const override {
+        return options_.segment ? options_.segment(shmid) : std::nullopt;
+    }
     void settle(std::string_view label, Slot fd, uint32_t file_id, unsigned flags,
                 const images::fown_entry& owner) override;
 

@@ -14,6 +14,8 @@ enum Barrier : uint64_t {
     kGroupsJoined = 30,   // members are in them; temporary leaders leave
     kStagePlaced = 40,    // descriptors are in place; zombies leave
     kMemoryReplaced = 50, // tasks have their own memory, and all their threads
+    kThreadsSettled = 54, // where threads share filters: nothing is left that these could forbid
+    kFiltersShared = 55,  // those that all threads have
     kThreadsReady = 60,   // credentials are set: what they would have reset comes now
     kFinished = 100,      // the tracer sets registers and holds
 };
@@ -31,6 +33,10 @@ constexpr std::string_view step_after(uint64_t barrier) {
         return "restore.memory";
     case kMemoryReplaced:
         return "restore.threads";
+    case kThreadsSettled:
+        return "restore.filters";
+    case kFiltersShared:
+        return "restore.credentials";
     case kThreadsReady:
         return "restore.finish";
     default:

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 
 #include "core/base/error.h"
 #include "core/restore/forest_images.h"
@@ -37,6 +38,11 @@ class MemoryPlanner {
     Result<void> plan_task(const TaskRecord& task, Program& blob, const FileSlots& files);
     // Fills `fd` (a memfd, in the agent) with the pages of a shared segment.
     Result<void> fill_memfd(uint32_t shmid, uint64_t size, Slot fd, Program& agent);
+    // Where the agent has a shared segment open, after plan_agent().
+    std::optional<Slot> segment(uint64_t shmid) const {
+        auto found = segments_.find(shmid);
+        return found == segments_.end() ? std::nullopt : std::optional(found->second.file);
+    }
 
     uint64_t bytes() const { return bytes_; }
 

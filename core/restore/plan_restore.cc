@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -132,6 +133,7 @@ class RestorePlanner {
         options.fill_memory = [&memory](uint32_t shmid, uint64_t size, Slot fd, Program& agent) {
             return memory.fill_memfd(shmid, size, fd, agent);
         };
+        options.segment = [&memory](uint32_t shmid) { return memory.segment(shmid); };
         file_tasks_ = tasks;
         files_ = std::make_unique<FilePlanner>(file_images_, std::move(tasks), plan_, agent_,
                                                std::move(options));
@@ -421,7 +423,7 @@ class RestorePlanner {
         planned.pid = task.pid();
         planned.name = task.name();
         planned.zombie = task.zombie();
-        planned.stopped = task.stopped();
+        planned.stop_signal = stop_signal_of(task);
         planned.exit_status = static_cast<int>(task.core.tc().exit_code());
         Program& stage = *stages_[task.pid()];
         planned.stage_program = stage.index();
@@ -431,6 +433,29 @@ class RestorePlanner {
             CKPT_TRY(plan_life(task, planned, stage, memory));
         result_->tasks.push_back(std::move(planned));
         return {};
+    }
+
+    // Whether somebody outside of a process group can look after it: in an orphaned one the signals of a
+    // terminal stop nobody (is_current_pgrp_orphaned in kernel/exit.c).
+    bool is_looked_after(uint32_t group) const {
+        return std::any_of(forest_.tasks.begin(), forest_.tasks.end(), [&](const TaskRecord& task) {
+            const TaskRecord* parent = forest_.find(static_cast<pid_t>(task.entry.ppid()));
+            return task.entry.pgid() == group && !task.zombie() && parent != nullptr &&
+                   parent->entry.pgid() != group && parent->entry.sid() == task.entry.sid();
+        });
+    }
+
+    // The signal that stops a task again and that its parent is told of. SIGSTOP where the one that it was
+    // could pass it by.
+    int stop_signal_of(const TaskRecord& task) const {
+        if (!task.stopped())
+            return 0;
+        auto signal = static_cast<int>(task.core.tc().stop_signo());
+        bool of_terminal = signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU;
+        bool acts = of_terminal && has_default_action(task, signal) &&
+                    (signal_mask(task.core) >> (signal - 1) & 1) == 0 &&
+                    is_looked_after(task.entry.pgid());
+        return acts ? signal : SIGSTOP;
     }
 
     void plan_death(const TaskRecord& task, Program& stage) {
@@ -487,7 +512,8 @@ class RestorePlanner {
         if (!forest_.user_namespace)
             CKPT_TRY(plan_fs(task, blob));
         CKPT_TRY(plan_shared_signals(task, planned, blob));
-        CKPT_TRY(plan_thread(main, planned, blob));
+        CKPT_ASSIGN(size_t shared, count_shared_filters(task));
+        CKPT_TRY(plan_thread(main, planned, shared, blob));
         blob.barrier("threads are ready", kThreadsReady);
         CKPT_TRY(plan_process_flags(task, blob));
         CKPT_TRY(plan_timers(task, facts_, blob));
@@ -522,13 +548,14 @@ class RestorePlanner {
 
     Result<void> plan_threads(const TaskRecord& task, PlannedTask& planned, Program& blob) {
         uint64_t stack = 1;  // 0 is the main thread's
+        CKPT_ASSIGN(size_t shared, count_shared_filters(task));
         for (const auto& [tid, core] : task.threads) {
             std::string object = fmt::format("pid {} tid {}", task.pid(), tid);
             Program& program = plan_.new_program(object + " blob");
             blob.thread(object, tid, program, stack++, forest_.user_namespace.has_value());
             program.barrier("memory and threads are there", kMemoryReplaced);
             CKPT_TRY(plan_thread({task.pid(), tid, core, object, task.thread_extra(tid)}, planned,
-                                 program));
+                                 shared, program));
             program.barrier("threads are ready", kThreadsReady);
             program.barrier("finished", kFinished);
             CKPT_TRY(add_thread(planned, task, core, tid, blob));
@@ -537,12 +564,46 @@ class RestorePlanner {
         return {};
     }
 
-    Result<void> plan_thread(const ThreadState& thread, PlannedTask& planned, Program& program) {
+    // How many of their filters, from the oldest on, all threads of a task have in common.
+    Result<size_t> count_shared_filters(const TaskRecord& task) const {
+        CKPT_ASSIGN(std::vector<int> first,
+                    filter_chain(task.core.thread_core(), forest_.seccomp, task.object()));
+        size_t shared = task.threads.empty() ? 0 : first.size();
+        for (const auto& [tid, core] : task.threads) {
+            CKPT_ASSIGN(std::vector<int> chain,
+                        filter_chain(core.thread_core(), forest_.seccomp, task.object()));
+            auto end = std::mismatch(first.begin(), first.begin() + static_cast<ptrdiff_t>(shared),
+                                     chain.begin(), chain.end());
+            shared = static_cast<size_t>(end.first - first.begin());
+        }
+        return shared;
+    }
+
+    // The main thread loads for all what all have: so it stays one chain of filters, to which a program
+    // can add with SECCOMP_FILTER_FLAG_TSYNC (seccomp(2): other threads' must be part of its own).
+    Result<void> plan_seccomp(const ThreadState& thread, size_t shared, Program& program) {
+        const images::thread_core_entry& core = thread.core.thread_core();
+        if (core.seccomp_mode() == images::strict)
+            program.call(thread.object + " seccomp", SYS_seccomp, {SECCOMP_SET_MODE_STRICT, 0, 0});
+        CKPT_ASSIGN(std::vector<int> chain, filter_chain(core, forest_.seccomp, thread.object));
+        std::span<const int> all(chain);
+        if (shared > 0) {
+            program.barrier("threads are settled", kThreadsSettled);
+            if (thread.tid == thread.pid)
+                CKPT_TRY(plan_filters(thread.object, all.first(shared),
+                                      SECCOMP_FILTER_FLAG_TSYNC, forest_.seccomp, program));
+            program.barrier("filters are shared", kFiltersShared);
+        }
+        return plan_filters(thread.object, all.subspan(shared), 0, forest_.seccomp, program);
+    }
+
+    Result<void> plan_thread(const ThreadState& thread, PlannedTask& planned, size_t shared_filters,
+                             Program& program) {
         CKPT_TRY(plan_thread_basics(thread, program));
         bool inside = forest_.user_namespace.has_value();
         CKPT_TRY(plan_schedule(thread, facts_, program, inside ? &outside_ : nullptr));
         CKPT_TRY(plan_pending_signals(thread, planned, program));
-        CKPT_TRY(plan_filters(thread, forest_.seccomp, program));
+        CKPT_TRY(plan_seccomp(thread, shared_filters, program));
         if (!inside)
             CKPT_TRY(plan_ids(thread, program));
         return plan_capabilities(thread, inside ? facts_.all_capabilities : facts_.permitted,

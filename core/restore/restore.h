@@ -94,7 +94,7 @@ struct PlannedTask {
     pid_t pid = 0;
     std::string name;
     bool zombie = false;
-    bool stopped = false;  // job control: stopped again at commit
+    int stop_signal = 0;   // job control: stopped again by it at commit; 0: runs
     int exit_status = 0;   // of a zombie, as wait(2) reports it
     uint32_t stage_program = 0;
     std::vector<PlannedThread> threads;  // main thread first; empty for a zombie

@@ -570,6 +570,31 @@ TEST_F(RoundTrip, OfSharedMemory) {
     }, 2, 2);
 }
 
+TEST_F(RoundTrip, OfSharedMemoryThatIsOpen) {
+    round_trip([](Trip& trip) {
+        char* memory = map_memory(5, MAP_SHARED);
+        memory[0] = 1, memory[kPage] = 2, memory[2 * kPage] = 3;
+        auto address = reinterpret_cast<uintptr_t>(memory);
+        int fd = open(fmt::format("/proc/self/map_files/{:x}-{:x}", address, address + 5 * kPage).c_str(),
+                      O_RDWR);
+        trip.expect(fd >= 0, "map_files");
+        auto* own = static_cast<char*>(mmap(nullptr, 4 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, kPage));
+        auto* again = static_cast<char*>(mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 2 * kPage));
+        own[kPage] = 4;
+        lseek(fd, 17, SEEK_SET);
+        trip.stand_still();
+        trip.expect(own[0] == 2 && own[kPage] == 4 && again[0] == 3, "content");
+        trip.same(lseek(fd, 0, SEEK_CUR), 17, "position");
+        again[0] = 5;
+        trip.same(memory[2 * kPage], 5, "memory that is mapped twice");
+        memory[3 * kPage] = 6;
+        trip.same(own[2 * kPage], 6, "page of the private mapping that nobody wrote to");
+        char byte = 0;
+        trip.same(pread(fd, &byte, 1, 3 * kPage), 1, "read");
+        trip.same(byte, 6, "the open file");
+    });
+}
+
 TEST_F(RoundTrip, OfTheProcess) {
     std::filesystem::create_directory(dir_ + "/work");
     std::string dir = dir_ + "/work";
@@ -704,6 +729,40 @@ TEST_F(RoundTrip, OfAStoppedJob) {
     });
 }
 
+// What waitid(2) tells of how a child was stopped.
+int stop_signal_of(pid_t child) {
+    siginfo_t info{};
+    waitid(P_PID, static_cast<id_t>(child), &info, WSTOPPED | WNOWAIT);
+    return info.si_status;
+}
+
+TEST_F(RoundTrip, OfJobsThatATerminalStopped) {
+    round_trip([](Trip& trip) {
+        signal(SIGTTIN, [](int) {});
+        std::vector<std::pair<pid_t, int>> jobs;
+        for (int with : {SIGTSTP, SIGTTIN, SIGTTOU}) {
+            pid_t child = fork();
+            if (child == 0) {
+                setpgid(0, 0);
+                for (;;)
+                    pause();
+            }
+            setpgid(child, child);
+            if (with == SIGTTIN)  // it has a handler, so another one has to stop it
+                kill(child, SIGSTOP);
+            else
+                kill(child, with);
+            jobs.emplace_back(child, with == SIGTTIN ? SIGSTOP : with);
+            trip.same(stop_signal_of(child), jobs.back().second, "signal before");
+        }
+        trip.stand_still();
+        for (auto [child, with] : jobs) {
+            trip.same(stop_signal_of(child), with, "signal that stopped a job");
+            kill(child, SIGKILL);
+        }
+    });
+}
+
 TEST_F(RoundTrip, OfSleepers) {
     round_trip([](Trip& trip) {
         timespec deadline{}, woken{};
@@ -720,7 +779,7 @@ TEST_F(RoundTrip, OfSleepers) {
     });
 }
 
-void refuse(long nr, unsigned error) {
+long refuse(long nr, unsigned error, unsigned flags = 0) {
     sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(nr), 0, 1),
@@ -728,7 +787,7 @@ void refuse(long nr, unsigned error) {
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     sock_fprog program{4, code};
-    syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
 }
 
 int error_of(long nr) {
@@ -757,6 +816,29 @@ TEST_F(RoundTrip, OfFiltersThatThreadsShareOrNot) {
         trip.same(seen[1], 62, "own filter");
         trip.same(seen[2], 61, "filter of the main thread");
         trip.same(seen[3], 0, "filter of the other thread only");
+    }, 2);
+}
+
+TEST_F(RoundTrip, OfFiltersThatCanStillBeSynchronised) {
+    round_trip([](Trip& trip) {
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        refuse(SYS_getppid, 61);
+        refuse(SYS_getgid, 62);
+        std::atomic<bool> added = false;
+        int seen = 0;
+        std::thread other([&] {
+            trip.stand_still();
+            while (!added)
+                usleep(1000);
+            seen = error_of(SYS_getuid);
+        });
+        trip.stand_still();
+        trip.same(refuse(SYS_getuid, 63, SECCOMP_FILTER_FLAG_TSYNC), 0, "SECCOMP_FILTER_FLAG_TSYNC");
+        added = true;
+        other.join();
+        trip.same(seen, 63, "filter that came along");
+        trip.same(error_of(SYS_getppid), 61, "oldest filter");
+        trip.same(error_of(SYS_getgid), 62, "second filter");
     }, 2);
 }
 

@@ -104,6 +104,13 @@ uint64_t signal_mask(const images::core_entry& core) {
     return core.tc().blk_sigset();
 }
 
+// Images have no entries for SIGKILL and SIGSTOP.
+bool has_default_action(const TaskRecord& task, int signal) {
+    const auto& actions = task.core.tc().sigactions();
+    int index = signal - 1 - (signal > SIGKILL) - (signal > SIGSTOP);
+    return index >= actions.size() || actions[index].sigaction() == 0;
+}
+
 Result<void> plan_thread_basics(const ThreadState& thread, Program& program) {
     const images::thread_core_entry& core = thread.core.thread_core();
     Plan& plan = program.plan();
@@ -219,38 +226,42 @@ Result<void> plan_shared_signals(const TaskRecord& task, PlannedTask& planned, P
     return {};
 }
 
-Result<void> plan_filters(const ThreadState& thread, const images::seccomp_entry& filters,
-                          Program& program) {
-    const images::thread_core_entry& core = thread.core.thread_core();
-    std::string label = thread.object + " seccomp";
-    if (core.seccomp_mode() == images::strict)
-        program.call(label, SYS_seccomp, {SECCOMP_SET_MODE_STRICT, 0, 0});
+Result<std::vector<int>> filter_chain(const images::thread_core_entry& core,
+                                      const images::seccomp_entry& filters,
+                                      const std::string& object) {
+    std::vector<int> chain;
     if (core.seccomp_mode() != images::filter)
-        return {};
-    std::vector<int> chain;  // newest first
+        return chain;
     auto count = static_cast<uint32_t>(filters.seccomp_filters_size());
     for (uint32_t at = core.seccomp_filter();;) {
         if (at >= count || chain.size() > count)
-            return fail(ErrorKind::kBadImage, thread.object, "its seccomp filters make no chain");
+            return fail(ErrorKind::kBadImage, object, "its seccomp filters make no chain");
         chain.push_back(static_cast<int>(at));
         if (!filters.seccomp_filters(static_cast<int>(at)).has_prev())
             break;
         at = filters.seccomp_filters(static_cast<int>(at)).prev();
     }
+    std::reverse(chain.begin(), chain.end());
+    return chain;
+}
+
+Result<void> plan_filters(const std::string& object, std::span<const int> chain, unsigned flags,
+                          const images::seccomp_entry& filters, Program& program) {
     constexpr uint32_t kCarried = SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-    for (auto it = chain.rbegin(); it != chain.rend(); ++it) {
-        const images::seccomp_filter& filter = filters.seccomp_filters(*it);
+    for (int index : chain) {
+        const images::seccomp_filter& filter = filters.seccomp_filters(index);
         size_t size = filter.filter().size();
         if (size == 0 || size % sizeof(sock_filter) != 0 || size / sizeof(sock_filter) > BPF_MAXINSNS)
-            return fail(ErrorKind::kBadImage, thread.object, "a seccomp filter has the wrong size");
+            return fail(ErrorKind::kBadImage, object, "a seccomp filter has the wrong size");
         sock_fprog program_header{};
         program_header.len = static_cast<unsigned short>(size / sizeof(sock_filter));
         Plan& plan = program.plan();
         ArenaRef code = plan.bytes(filter.filter().data(), size);
         ArenaRef where = plan.object(program_header);
         plan.point(ArenaRef{where.offset + offsetof(sock_fprog, filter)}, code);
-        program.call(label, SYS_seccomp,
-                     {SECCOMP_SET_MODE_FILTER, filter.flags() & kCarried, where});
+        // With TSYNC the answer may be the thread that could not be brought along.
+        program.call_expect(object + " seccomp", 0, SYS_seccomp,
+                            {SECCOMP_SET_MODE_FILTER, (filter.flags() & kCarried) | flags, where});
     }
     return {};
 }

@@ -3,6 +3,10 @@
 // What belongs to a task or a thread and is neither memory nor descriptor: on the way back.
 #pragma once
 
+#include <span>
+#include <string>
+#include <vector>
+
 #include "core/base/error.h"
 #include "core/restore/forest_images.h"
 #include "core/restore/host_facts.h"
@@ -27,9 +31,14 @@ Result<void> plan_schedule(const ThreadState& thread, const HostFacts& facts, Pr
                            Program* outside);
 Result<void> plan_pending_signals(const ThreadState& thread, PlannedTask& planned,
                                   Program& program);
-// Filters are loaded while the tracer suspends them, before capabilities are given up.
-Result<void> plan_filters(const ThreadState& thread, const images::seccomp_entry& filters,
-                          Program& program);
+// A thread's seccomp filters, oldest first, as indexes into `filters`.
+Result<std::vector<int>> filter_chain(const images::thread_core_entry& core,
+                                      const images::seccomp_entry& filters,
+                                      const std::string& object);
+// Filters are loaded while the tracer suspends them, before capabilities are given up. `flags` as for
+// seccomp(2), besides those that the filters have.
+Result<void> plan_filters(const std::string& object, std::span<const int> chain, unsigned flags,
+                          const images::seccomp_entry& filters, Program& program);
 Result<void> plan_ids(const ThreadState& thread, Program& program);
 // `own`: capabilities that the thread has when it comes to this.
 Result<void> plan_capabilities(const ThreadState& thread, uint64_t own, Program& program);
@@ -49,6 +58,8 @@ void plan_proc_settings(const TaskRecord& task, const HostFacts& facts, Slot pro
 // Emits into the main thread's blob program, after its memory is complete: no new code from there on.
 void plan_mdwe(const TaskRecord& task, Program& program);
 
+// Whether the kernel itself acts on a signal. Not for SIGKILL and SIGSTOP.
+bool has_default_action(const TaskRecord& task, int signal);
 // The mask that a thread had, as PTRACE_SETSIGMASK takes it.
 uint64_t signal_mask(const images::core_entry& core);
 

@@ -205,8 +205,8 @@ class BuiltForest::Held {
         : plan(std::move(run)), tracer(*plan), steps(watcher) {
         for (const PlannedTask& task : plan->tasks) {
             pids.push_back(task.pid);
-            if (task.stopped)
-                late_signals.emplace_back(task.pid, SIGSTOP);
+            if (task.stop_signal != 0)
+                late_signals.emplace_back(task.pid, task.stop_signal);
             for (int signal : task.late_signals)
                 late_signals.emplace_back(task.pid, signal);
         }
