@@ -178,7 +178,7 @@ class Checkpoint : public testing::Test {
 
 Shared* the_shared;  // of the victim: for its signal handler
 
-void prepare_rich(Shared& shared) {
+void prepare_signals(Shared& shared) {
     the_shared = &shared;
     struct sigaction action {};
     action.sa_handler = [](int) { ++the_shared->signals; };
@@ -198,6 +198,16 @@ void prepare_rich(Shared& shared) {
     shared.signal_stack = reinterpret_cast<uint64_t>(stack.ss_sp);
     sigaltstack(&stack, nullptr);
 
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGUSR2);
+    sigprocmask(SIG_BLOCK, &blocked, nullptr);
+    union sigval value {};
+    value.sival_int = 4711;
+    sigqueue(getpid(), SIGUSR2, value);
+}
+
+void prepare_memory(Shared& shared) {
     auto* memory = static_cast<char*>(
         mmap(nullptr, 4 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     memset(memory + kPageSize, 0x5a, kPageSize);
@@ -208,7 +218,9 @@ void prepare_rich(Shared& shared) {
         mmap(nullptr, 4 * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
     memset(common + 2 * kPageSize, 0x6b, kPageSize);
     shared.shared_memory = reinterpret_cast<uint64_t>(common);
+}
 
+void prepare_timers(Shared& shared) {
     itimerval interval{{100, 0}, {5000, 0}};
     setitimer(ITIMER_REAL, &interval, nullptr);
     sigevent event{};
@@ -218,14 +230,9 @@ void prepare_rich(Shared& shared) {
     itimerspec left{{7, 0}, {700, 0}};
     syscall(SYS_timer_create, CLOCK_BOOTTIME, &event, &shared.timer);
     syscall(SYS_timer_settime, shared.timer, 0, &left, nullptr);
+}
 
-    sigset_t blocked;
-    sigemptyset(&blocked);
-    sigaddset(&blocked, SIGUSR2);
-    sigprocmask(SIG_BLOCK, &blocked, nullptr);
-    union sigval value {};
-    value.sival_int = 4711;
-    sigqueue(getpid(), SIGUSR2, value);
+void prepare_traits() {
     rlimit files{100, 200};
     setrlimit(RLIMIT_NOFILE, &files);
     setpriority(PRIO_PROCESS, 0, 7);
@@ -240,6 +247,13 @@ void prepare_rich(Shared& shared) {
     CPU_ZERO(&cpus);
     CPU_SET(0, &cpus);
     sched_setaffinity(0, sizeof(cpus), &cpus);
+}
+
+void prepare_rich(Shared& shared) {
+    prepare_signals(shared);
+    prepare_memory(shared);
+    prepare_timers(shared);
+    prepare_traits();
 }
 
 TEST_F(Checkpoint, ImagesTellWhatTheVictimKnows) {

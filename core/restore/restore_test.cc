@@ -74,7 +74,10 @@ struct Findings {
     volatile uint64_t done;
 };
 
-#define PAYLOAD extern "C" __attribute__((section("payload"), used, noinline))
+// A sanitizer's runtime does not come along.
+#define PAYLOAD             \
+    extern "C" __attribute__( \
+        (section("payload"), used, noinline, no_sanitize("address", "undefined")))
 
 PAYLOAD [[noreturn]] void payload_main(Findings* found) {
     uint64_t xmm;
