@@ -61,7 +61,8 @@ json policy_to_json(const UnitPolicy& policy) {
     return {{"timeouts_usec", timeouts},
             {"keep", policy.keep},
             {"sync", policy.sync},
-            {"plugins", policy.plugins}};
+            {"plugins", policy.plugins},
+            {"tell", policy.tell.values()}};
 }
 
 UnitPolicy policy_from(const json& value) {
@@ -72,6 +73,9 @@ UnitPolicy policy_from(const json& value) {
     policy.keep = value.at("keep");
     policy.sync = value.at("sync");
     policy.plugins = value.at("plugins").get<std::map<std::string, bool>>();
+    // The daemon has read them; what it did not understand did not pass.
+    for (const auto& [key, text] : value.at("tell").get<std::map<std::string, std::string>>())
+        (void)policy.tell.set(key, text);
     return policy;
 }
 

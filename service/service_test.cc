@@ -33,6 +33,7 @@ JobRequest sample_request() {
     request.channel = "/c";
     request.policy = Policy{}.for_unit("redis.service");
     request.policy.plugins["cuda"] = false;
+    request.policy.tell.socket = "/run/x";
     request.policy.timeouts[Phase::kTotal] = kForever;
     request.fault = Fault{"restore.open", Fault::Action::kEnospc};
     return request;

@@ -16,6 +16,7 @@ class Blockers {
     void add(ErrorKind kind, std::string message, std::string remedy = {}) {
         found_.push_back(Error{kind, unit_, std::move(message), std::move(remedy), 0, {}});
     }
+    void add(Error error) { found_.push_back(std::move(error)); }
     Result<void> result() && {
         return all_blockers(unit_, "this unit cannot be checkpointed", std::move(found_));
     }

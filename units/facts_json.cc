@@ -90,6 +90,8 @@ UnitFacts json_facts(const Json& json) {
     facts.exec_index = json.value("exec_index", size_t{0});
     for (const Json& group : json.value("subgroups", Json::array()))
         facts.subgroups.push_back(json_subgroup(group));
+    for (const auto& [key, value] : json.value("tell", std::map<std::string, std::string>()))
+        (void)facts.tell.set(key, value);
     return facts;
 }
 
@@ -116,6 +118,7 @@ std::string to_json(const UnitFacts& facts) {
                  {"exec_start", Json::array()},
                  {"exec_index", facts.exec_index},
                  {"subgroups", Json::array()},
+                 {"tell", facts.tell.values()},
                  {"directories", Json::array()},
                  {"externals", Json::array()}};
     for (const ExecCommand& command : facts.exec_start)

@@ -12,6 +12,8 @@
 #include "units/definition.h"
 #include "units/drop_in.h"
 #include "units/scope.h"
+#include "units/tell.h"
+#include "units/tell_section.h"
 
 namespace checkpointd {
 namespace {
@@ -230,7 +232,8 @@ Result<WayDown> parse_way_down(std::string_view text) {
                 "known: snapshot, stop, suspend");
 }
 
-Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDown way) {
+Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDown way,
+                               const TellSettings& tell_by_policy) {
     if (!is_valid_unit_name(name))
         return fail(ErrorKind::kBadInput, name, "this is not a unit's name");
     UnitFacts facts;
@@ -244,8 +247,12 @@ Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDow
         CKPT_TRY(locate_cgroup(facts));
         CKPT_TRY(check_processes(facts, blockers));
     }
-    if (facts.main_pid != 0)
+    CKPT_ASSIGN(facts.tell, tell_settings_of(systemd, facts.id, blockers));
+    facts.tell.lay_over(tell_by_policy);
+    if (facts.main_pid != 0) {
         CKPT_TRY(check_namespaces(systemd, facts, blockers));
+        check_can_be_told(facts.main_pid, facts.tell, blockers);
+    }
     CKPT_TRY(std::move(blockers).result());
     CKPT_ASSIGN(auto pids, cgroup_processes(facts.cgroup_dir));
     CKPT_ASSIGN(facts.externals, find_externals(facts.main_pid, pids));

@@ -10,6 +10,7 @@
 #include <sys/types.h>
 #include <vector>
 
+#include "config/policy/tell.h"
 #include "core/base/error.h"
 #include "units/subgroups.h"
 #include "units/systemd.h"
@@ -76,14 +77,15 @@ struct UnitFacts {
     std::vector<UnitDirectory> directories;
     std::vector<UnitExternal> externals;
     std::vector<Subgroup> subgroups;  // Delegate=
+    TellSettings tell;                // what its files say, and over it the policy
 
     bool is_scope() const { return type == "scope"; }
 };
 
 // Resolves a running service or scope. All reasons why it cannot be carried that way come back in one error (its
 // causes), and nothing was changed.
-Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name,
-                               WayDown way = WayDown::kStop);
+Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDown way = WayDown::kStop,
+                               const TellSettings& tell_by_policy = {});
 
 // Why this unit must go on by all means: while it stands still, nobody could end the job, or the whole
 // machine would wait. Empty for all others.

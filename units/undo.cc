@@ -9,6 +9,7 @@
 #include "core/transaction/undo_kinds.h"
 #include "units/definition.h"
 #include "units/drop_in.h"
+#include "units/tell.h"
 #include "units/unit_process.h"
 
 namespace checkpointd {
@@ -82,6 +83,7 @@ void add_unit_undo_kinds(UndoTable& table) {
     table.add(kAwaitStop, await_stop);
     table.add(kUnstage, unstage);
     add_definition_undo_kind(table);
+    add_tell_undo_kind(table);
 }
 
 Result<uint64_t> undo_by_removing_drop_in(Journal& journal, const std::string& unit) {

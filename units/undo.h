@@ -12,7 +12,7 @@
 
 namespace checkpointd {
 
-// Adds units.remove-drop-in, units.await-stop, units.unstage and units.define.
+// Adds units.remove-drop-in, units.await-stop, units.unstage, units.define and units.tell.
 void add_unit_undo_kinds(UndoTable& table);
 
 // Undo: our drop-in is removed and forgotten by PID 1.

@@ -30,6 +30,7 @@ using std::chrono::seconds;
 // The built-in values; config/dist/policy.yaml says them again, where an administrator looks.
 constexpr std::array<PhaseInfo, kPhaseCount> kPhases{{
     {Phase::kPrepare, "prepare", seconds(30)},
+    {Phase::kTell, "tell", seconds(10)},
     {Phase::kFreeze, "freeze", seconds(10)},
     {Phase::kCollect, "collect", seconds(30)},
     {Phase::kMemory, "memory", minutes(10)},
@@ -65,6 +66,7 @@ class Reader {
     void units(const YAML::Node& node);
     void timeouts(const YAML::Node& node, PolicySection& section);
     void plugins(const YAML::Node& node, PolicySection& section);
+    void tell(const YAML::Node& node, PolicySection& section);
     std::optional<Microseconds> duration(const YAML::Node& node);
     std::optional<bool> boolean(const YAML::Node& node, const std::string& key);
     std::optional<unsigned> number(const YAML::Node& node, const std::string& key, unsigned limit);
@@ -138,6 +140,7 @@ void Reader::section(const YAML::Node& node, const std::string& what, PolicySect
     by_table(node, what,
              {{"timeouts", [&](auto&, auto& value) { timeouts(value, section); }},
               {"plugins", [&](auto&, auto& value) { plugins(value, section); }},
+              {"tell", [&](auto&, auto& value) { tell(value, section); }},
               {"sync",
                [&](auto& key, auto& value) {
                    if (auto flag = boolean(value, key)) section.sync = flag;
@@ -159,6 +162,14 @@ void Reader::timeouts(const YAML::Node& node, PolicySection& section) {
 void Reader::plugins(const YAML::Node& node, PolicySection& section) {
     each_key(node, "plugins", [&](const std::string& key, const YAML::Node&, const YAML::Node& value) {
         if (auto flag = boolean(value, key)) section.plugins[key] = *flag;
+    });
+}
+
+void Reader::tell(const YAML::Node& node, PolicySection& section) {
+    each_key(node, "tell", [&](const std::string& key, const YAML::Node& at, const YAML::Node& value) {
+        auto set = section.tell.set(key, value.IsScalar() ? value.Scalar() : std::string());
+        if (!set)
+            error(at, fmt::format("{} {}", set.error().object, set.error().message), set.error().remedy);
     });
 }
 
@@ -202,6 +213,7 @@ void lay_over(UnitPolicy& result, const PolicySection& section) {
     for (const auto& [name, on] : section.plugins) result.plugins[name] = on;
     if (section.keep) result.keep = *section.keep;
     if (section.sync) result.sync = *section.sync;
+    result.tell.lay_over(section.tell);
 }
 
 // Parses; yaml-cpp's exceptions end here.
@@ -233,6 +245,13 @@ Result<void> merge_file(Policy& policy, const std::string& path) {
     CKPT_TRY(merge_policy(policy, *text, path));
     policy.files.push_back(path);
     return {};
+}
+
+// A name may hold anything.
+std::string quoted(const std::string& text) {
+    YAML::Emitter emitter;
+    emitter << YAML::DoubleQuoted << text;
+    return emitter.c_str();
 }
 
 }  // namespace
@@ -284,11 +303,11 @@ std::string print_policy(const UnitPolicy& policy) {
                             format_duration(policy.timeout(phase)));
     text += fmt::format("  keep: {}\n  sync: {}\n", policy.keep, policy.sync ? "yes" : "no");
     if (!policy.plugins.empty()) text += "  plugins:\n";
-    for (const auto& [name, on] : policy.plugins) {
-        YAML::Emitter quoted;  // a name may hold anything
-        quoted << YAML::DoubleQuoted << name;
-        text += fmt::format("    {}: {}\n", quoted.c_str(), on ? "yes" : "no");
-    }
+    for (const auto& [name, on] : policy.plugins)
+        text += fmt::format("    {}: {}\n", quoted(name), on ? "yes" : "no");
+    const auto tell = policy.tell.values();
+    if (!tell.empty()) text += "  tell:\n";
+    for (const auto& [key, value] : tell) text += fmt::format("    {}: {}\n", key, quoted(value));
     return text;
 }
 

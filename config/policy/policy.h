@@ -8,13 +8,14 @@
 #include <vector>
 
 #include "config/policy/duration.h"
+#include "config/policy/tell.h"
 #include "core/base/error.h"
 
 namespace checkpointd {
 
 // The stretches of a job that have a deadline of their own.
-enum class Phase { kPrepare, kFreeze, kCollect, kMemory, kCommit, kStop, kStart, kRebuild, kTotal };
-inline constexpr size_t kPhaseCount = 9;
+enum class Phase { kPrepare, kTell, kFreeze, kCollect, kMemory, kCommit, kStop, kStart, kRebuild, kTotal };
+inline constexpr size_t kPhaseCount = 10;
 std::string_view to_string(Phase phase);
 const std::vector<Phase>& all_phases();
 
@@ -24,6 +25,7 @@ struct UnitPolicy {
     unsigned keep = 1;                       // images of the unit that are kept; 0: all
     bool sync = true;                        // to disk before the unit is stopped
     std::map<std::string, bool> plugins;     // those that are named
+    TellSettings tell;                       // over what the unit itself asks for
 
     Microseconds timeout(Phase phase) const { return timeouts.at(phase); }
     bool operator==(const UnitPolicy&) const = default;
@@ -35,6 +37,7 @@ struct PolicySection {
     std::optional<unsigned> keep;
     std::optional<bool> sync;
     std::map<std::string, bool> plugins;
+    TellSettings tell;
 };
 
 struct PatternSection {

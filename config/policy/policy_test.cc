@@ -55,8 +55,10 @@ units:
     keep: 3
     timeouts: {memory: 20min}
     plugins: {cuda: yes}
+    tell: {before: SIGUSR1, socket: /run/llm/tell, when-silent: go-on}
   "llm-small.service":
     keep: 4
+    tell: {socket: none, after: SIGRTMIN+3}
     sync: no
 )", "a.yaml"));
     EXPECT_EQ(policy.idle_timeout, minutes(5));
@@ -72,6 +74,11 @@ units:
     EXPECT_FALSE(small.sync);
     EXPECT_EQ(small.timeout(Phase::kMemory), minutes(20));
     EXPECT_TRUE(small.plugins.at("cuda"));
+    EXPECT_EQ(small.tell.values(), (std::map<std::string, std::string>{{"before", "SIGUSR1"},
+                                                                       {"after", "SIGRTMIN+3"},
+                                                                       {"socket", "none"},
+                                                                       {"when-silent", "go-on"}}));
+    EXPECT_FALSE(other.tell.asks());
 }
 
 // What merge_policy() says about `text`, one line per error.
@@ -86,7 +93,7 @@ std::string complaint(const std::string& text) {
 TEST(Policy, ErrorsHavePositionAndAllowedKeys) {
     auto text = complaint("defaults:\n  kep: 3\n  sync: maybe\n  timeouts:\n    memory: 5 parsecs\n");
     EXPECT_NE(text.find("p.yaml:2:3: unknown key \"kep\" in defaults"), std::string::npos) << text;
-    EXPECT_NE(text.find("allowed: keep, plugins, sync, timeouts"), std::string::npos) << text;
+    EXPECT_NE(text.find("allowed: keep, plugins, sync, tell, timeouts"), std::string::npos) << text;
     EXPECT_NE(text.find("p.yaml:3:9: \"sync\" must be yes or no"), std::string::npos) << text;
     EXPECT_NE(text.find("p.yaml:5:13:"), std::string::npos) << text;
     EXPECT_NE(text.find("unknown unit of time \"parsecs\""), std::string::npos) << text;
@@ -103,10 +110,21 @@ TEST(Policy, WrongShapesAreErrors) {
     EXPECT_NE(complaint("? [a]\n: b\n").find("plain word"), std::string::npos);
 }
 
+TEST(Policy, HowToTellIsChecked) {
+    for (const char* bad : {"before: SIGKILL", "before: SIGSTOP", "after: USR1", "after: SIGRTMIN+99", "before: []",
+                            "socket: run/x", "socket: /", "when-silent: yes", "afterwards: SIGUSR1"}) {
+        auto text = complaint(fmt::format("defaults: {{tell: {{{}}}}}\n", bad));
+        EXPECT_NE(text.find("p.yaml:1:"), std::string::npos) << bad << ": " << text;
+    }
+    for (const char* good : {"before: SIGHUP", "after: SIGRTMIN+0", "before: none", "socket: /run/x", "when-silent: fail"})
+        EXPECT_EQ(complaint(fmt::format("defaults: {{tell: {{{}}}}}\n", good)), "accepted") << good;
+}
+
 TEST(Policy, PrintedPolicyReadsBack) {
     Policy policy;
     ASSERT_TRUE(merge_policy(policy, "defaults: {keep: 9, plugins: {\"a: b\": no}, "
-                                     "timeouts: {stop: 1min 1s, total: infinity}}", "p"));
+                                     "timeouts: {stop: 1min 1s, total: infinity}, "
+                                     "tell: {socket: \"/run/a: b\", after: SIGUSR2}}", "p"));
     auto effective = policy.for_unit("x.service");
     Policy again;
     ASSERT_TRUE(merge_policy(again, print_policy(effective), "printed"));

@@ -18,6 +18,7 @@
 #include "units/stop.h"
 #include "units/suspend.h"
 #include "units/systemd.h"
+#include "units/tell.h"
 
 #include <fcntl.h>
 
@@ -70,6 +71,7 @@ class CheckpointJob {
   private:
     Result<void> prepare();
     Result<void> register_image();
+    Result<void> tell();
     Result<void> dump();
     void name_processes();
     Result<std::set<std::string>> find_stage_ties(const std::vector<pid_t>& pids);
@@ -95,6 +97,7 @@ class CheckpointJob {
     std::optional<ImageStore> store_;
     images::ImageId id_;
     uint64_t settle_undo_ = 0;
+    uint64_t tell_undo_ = 0;  // after the tasks go on
     std::optional<images::PendingImage> pending_;
     std::optional<CleanStop> stop_;
     std::optional<HeldForest> held_;
@@ -108,7 +111,7 @@ class CheckpointJob {
 Result<void> CheckpointJob::prepare() {
     CKPT_TRY(steps_.enter("checkpoint.resolve"));
     CKPT_ASSIGN(way_, parse_way_down(request_.mode));
-    CKPT_ASSIGN(facts_, resolve_unit(systemd_, request_.unit, way_));
+    CKPT_ASSIGN(facts_, resolve_unit(systemd_, request_.unit, way_, request_.policy.tell));
     CKPT_TRY(steps_.enter("checkpoint.create-image"));
     CKPT_TRY(register_image());
     if (way_ == WayDown::kSnapshot) return {};
@@ -132,6 +135,14 @@ Result<void> CheckpointJob::register_image() {
     CKPT_ASSIGN(auto pending, store_->begin(id_));
     pending_.emplace(std::move(pending));
     return {};
+}
+
+// Before anything stands still. From here on the program hears as well what became of it.
+Result<void> CheckpointJob::tell() {
+    if (!facts_.tell.asks()) return {};
+    CKPT_TRY(steps_.enter("checkpoint.tell"));
+    CKPT_ASSIGN(tell_undo_, undo_by_telling(journal_, facts_, facts_.main_pid, TellOutcome::kFailed));
+    return tell_before(facts_, way_, steps_.deadline_of(Phase::kTell));
 }
 
 Result<void> CheckpointJob::dump() {
@@ -194,7 +205,9 @@ Result<void> CheckpointJob::go_on() {
     CKPT_TRY(held_->resume());
     frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
     steps_.set_pulse(kForever, {});
-    return {};
+    if (tell_undo_ == 0) return {};
+    (void)tell_after(facts_, facts_.main_pid, TellOutcome::kWentOn);
+    return journal_.drop(tell_undo_);
 }
 
 Result<images::ImageInfo> CheckpointJob::describe() const {
@@ -271,6 +284,7 @@ Result<void> CheckpointJob::finish() {
 Result<void> CheckpointJob::mark_ready() {
     CKPT_TRY(steps_.enter("checkpoint.mark-ready"));
     CKPT_TRY(store_->set_state(id_, ImageState::kReady, ""));
+    CKPT_TRY(journal_.drop(tell_undo_));
     return journal_.drop(settle_undo_);
 }
 
@@ -297,6 +311,7 @@ JobResult CheckpointJob::result() const {
 
 Result<JobResult> CheckpointJob::run() {
     CKPT_TRY(prepare());
+    CKPT_TRY(tell());
     CKPT_TRY(dump());
     CKPT_TRY(add_our_files());
     CKPT_TRY(take_down());

@@ -30,6 +30,7 @@ constexpr std::array kCheckpoint{
     Entry{"checkpoint.resolve", Phase::kPrepare, 0.00},
     Entry{"checkpoint.create-image", Phase::kPrepare, 0.02},
     Entry{"units.stop.", Phase::kPrepare, 0.03},
+    Entry{"checkpoint.tell", Phase::kTell, 0.06},
     Entry{"checkpoint.freeze", Phase::kFreeze, 0.07},
     Entry{"checkpoint.seize", Phase::kFreeze, 0.08},
     Entry{"checkpoint.collect", Phase::kCollect, 0.10},
@@ -65,6 +66,7 @@ constexpr std::array kRestore{
     Entry{"restore.unit-files", Phase::kRebuild, 0.30},
     Entry{"restore.commit", Phase::kRebuild, 0.90},
     Entry{"units.hand-over.", Phase::kStart, 0.92},
+    Entry{"restore.tell", Phase::kStart, 0.93},
     Entry{"restore.mark-consumed", Phase::kCommit, 0.98},
 };
 

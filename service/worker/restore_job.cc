@@ -18,6 +18,7 @@
 #include "units/stage.h"
 #include "units/suspend.h"
 #include "units/systemd.h"
+#include "units/tell.h"
 
 namespace checkpointd {
 namespace {
@@ -52,6 +53,7 @@ class RestoreJob {
     RestoreRequest engine_request();
     Result<void> build();
     Result<void> run_at_once();
+    void tell();
     Result<void> let_go();
     JobResult result() const;
 
@@ -67,6 +69,7 @@ class RestoreJob {
     std::unique_ptr<UnitStage> staged_;
     std::optional<BuiltForest> forest_;
     RestoreStats stats_;
+    uint64_t tell_undo_ = 0;
     pid_t main_pid_ = 0;
 };
 
@@ -160,8 +163,16 @@ Result<void> RestoreJob::run_at_once() {
         return done;
     }
     steps_.no_way_back();
+    tell();
     CKPT_TRY(freeze.thaw());
     return journal_.drop(thaw);
+}
+
+// The tasks do not run yet, so a signal is the first thing that the program sees. What could not be said now is
+// said when the journal is undone.
+void RestoreJob::tell() {
+    if (tell_undo_ == 0 || !steps_.enter("restore.tell")) return;
+    if (tell_after(facts_, main_pid_, TellOutcome::kRestored)) (void)journal_.drop(tell_undo_);
 }
 
 // From two owners to one: PID 1 learns who the main process is, then the tasks run. What is true of the
@@ -170,6 +181,7 @@ Result<void> RestoreJob::let_go() {
     uint64_t settle = 0;
     auto commit = [&]() -> Result<void> {
         CKPT_ASSIGN(settle, settle_restore(journal_, request_.store_dir, id_, main_pid_));
+        CKPT_ASSIGN(tell_undo_, undo_by_telling(journal_, facts_, main_pid_, TellOutcome::kRestored));
         return run_at_once();
     };
     CKPT_TRY(staged_->hand_over(main_pid_, commit, steps_, steps_.deadline_of(Phase::kStart)));

@@ -316,7 +316,7 @@ class Subject:
         return self.check_restored(reply, f"after {when}")
 
 
-# A service of processes and threads in a user namespace, in sessions and groups of their own, joined by sockets, that listens as well. It
+# A service of processes and threads in a user namespace, told of its checkpoints, in sessions and groups of their own, joined by sockets, that listens as well. It
 # reports in the files and words of the counter, so the same questions can be asked of it.
 RELAY = '''import json, os, select, socket, sys, threading, time
 folder, port = sys.argv[1], 7801
@@ -347,21 +347,29 @@ if group == 0:
     os.wait()
 tcp = socket.create_server(("127.0.0.1", port))
 unix = socket.socket(socket.AF_UNIX); unix.bind(os.environ["RUNTIME_DIRECTORY"] + "/sock"); unix.listen()
+told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); told.bind(os.environ["RUNTIME_DIRECTORY"] + "/told")
+heard = {"before": 0, "after": 0}
 for _ in range(3): threading.Thread(target=threading.Event().wait, daemon=True).start()
 log = open(f"{folder}/counter.log", "a", buffering=1)
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 count = 0
 while True:
-    ready, _, _ = select.select([tcp, unix], [], [], 0.1)
+    ready, _, _ = select.select([tcp, unix, told], [], [], 0.1)
     for listener in ready:
+        if listener is told:
+            text, fds, _, _ = socket.recv_fds(told, 4096, 1)
+            if b"EVENT=before" in text: heard["before"] += 1
+            else: heard["after"] = heard["before"]
+            for fd in fds: os.close(fd)
+            continue
         peer, _ = listener.accept()
         peer.sendall(str(count).encode()); peer.close()
     count += 1
     log.write(f"{count}\\n"); mine.send(str(count).encode())
     report("state", pid=os.getpid(), consumer=consumer, threads={"main": os.getpid()}, count=count, updates=count,
            expirations=count, sent=count, timer_signals=count, memory_intact=True,
-           eintr={"read": 0, "deadline": 0}, monotonic_ns=time.monotonic_ns())
+           eintr={"read": 0, "deadline": 0}, monotonic_ns=time.monotonic_ns(), heard=heard)
 '''
 CALL = """import socket, sys
 for family, address in ((socket.AF_INET, ("127.0.0.1", 7801)), (socket.AF_UNIX, "/run/relay/sock")):
@@ -375,13 +383,16 @@ class Relay(Subject):
         host.write("/usr/local/lib/relay.py", RELAY)
         host.write("/etc/systemd/system/relay.service",
                    "[Service]\nType=notify\nExecStart=/usr/bin/python3 /usr/local/lib/relay.py /var/lib/relay\n"
-                   "StateDirectory=relay\nRuntimeDirectory=relay\nPrivateTmp=yes\nPrivateUsers=yes\n")
+                   "StateDirectory=relay\nRuntimeDirectory=relay\nPrivateTmp=yes\nPrivateUsers=yes\n"
+                   "[X-Checkpointd]\nTellSocket=%t/relay/told\n")
         host.run("systemctl", "daemon-reload")
 
     def check_goes_on(self, now, when):
         super().check_goes_on(now, when)
         answers = [int(word) for word in self.host.run("python3", "-c", CALL).out.split()]
         check(len(answers) == 2 and min(answers) >= now["state"]["count"], f"{when}: both sockets answer", answers)
+        heard = lambda: self.ask(counter=self.folder)["counter"]["state"]["heard"]
+        wait_for(lambda: len(set(heard().values())) == 1, f"{when}: it is told what became of each attempt")
 
 
 class Steps:
