@@ -879,6 +879,7 @@ def taken_pid(t):
         check_equal(refused.code, 4, f"a restore with PID {pid} taken: {refused.err}")
         check_in(str(pid), refused.err, "the PID in what it says")
         check_in("sleep", refused.err, "the holder's name in what it says")
+        check_in("/taker.service", refused.err, "the holder's unit in what it says")
         subject.check_down(subject.look()["look"], "PID taken")
     finally:
         at.host.run("systemctl", "stop", "taker.service", check=False)

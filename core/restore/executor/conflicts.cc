@@ -13,6 +13,8 @@
 #include <fmt/core.h>
 
 #include "core/base/io.h"
+#include "core/kernel/proc_status.h"
+#include "core/kernel/proc_task.h"
 
 namespace checkpointd {
 
@@ -59,6 +61,16 @@ std::string comm_of(pid_t id) {
     return comm && !comm->empty() ? comm->substr(0, comm->size() - 1) : "?";
 }
 
+// "sleep", "a thread of 12 (redis-server)", and where it is: systemd names the cgroup of a unit after it.
+std::string holder_of(pid_t id) {
+    std::string holder = comm_of(id);
+    auto status = read_status(id);
+    if (status && status->tgid != id)
+        holder = fmt::format("a thread of {} ({})", status->tgid, comm_of(status->tgid));
+    auto cgroup = read_cgroup2_path(id);
+    return cgroup && *cgroup ? fmt::format("{}, in {}", holder, **cgroup) : holder;
+}
+
 Error taken(pid_t id, const std::string& by) {
     return Error{ErrorKind::kConflict, fmt::format("pid {}", id), "is taken by " + by,
                  "stop it, or restore after a reboot with a PID floor", 0, {}};
@@ -81,7 +93,7 @@ void find_members(const std::set<pid_t>& wanted, Holders& holders) {
         for (pid_t number : {member.group, member.session})
             if (number != pid && wanted.contains(number)) {
                 holders.blockers.push_back(taken(
-                    number, fmt::format("the group or session of {} ({})", pid, comm_of(pid))));
+                    number, fmt::format("the group or session of {} ({})", pid, holder_of(pid))));
                 holders.alive = holders.alive || !member.dead();
                 break;
             }
@@ -93,7 +105,7 @@ Holders find_holders(const std::set<pid_t>& wanted) {
     for (pid_t id : wanted)
         if (auto stat = read_file(AT_FDCWD, fmt::format("/proc/{}/stat", id))) {
             bool dead = membership(*stat).dead();
-            holders.blockers.push_back(taken(id, comm_of(id) + (dead ? ", dead but not reaped" : "")));
+            holders.blockers.push_back(taken(id, (dead ? "the dead process " : "") + holder_of(id)));
             holders.alive = holders.alive || !dead;
         }
     find_members(wanted, holders);
@@ -103,7 +115,7 @@ Holders find_holders(const std::set<pid_t>& wanted) {
 }  // namespace
 
 Error taken_number(pid_t id) {
-    return taken(id, comm_of(id));
+    return taken(id, holder_of(id));
 }
 
 Result<void> check_conflicts(const RestorePlan& plan) {
