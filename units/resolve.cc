@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <fcntl.h>
+#include <unistd.h>
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
@@ -12,6 +13,7 @@
 #include "units/definition.h"
 #include "units/drop_in.h"
 #include "units/scope.h"
+#include "units/security_label.h"
 #include "units/tell.h"
 #include "units/tell_section.h"
 
@@ -190,6 +192,8 @@ Result<void> check_processes(const UnitFacts& facts, Blockers& blockers) {
         blockers.add(ErrorKind::kConflict, "it has no processes", "there is nothing to checkpoint");
     if (auto groups = read_subgroups(facts.cgroup_dir); !groups)
         blockers.add(groups.error().kind, groups.error().line());
+    CKPT_ASSIGN(const std::string own, security_label(getpid()));
+    check_labels(all, own, blockers);
     return {};
 }
 

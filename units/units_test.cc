@@ -11,6 +11,7 @@
 #include "units/drop_in.h"
 #include "units/pid_floor.h"
 #include "units/resolve.h"
+#include "units/security_label.h"
 #include "units/stage.h"
 #include "units/stop.h"
 
@@ -159,6 +160,22 @@ TEST(DropIn, StopDropInOfOneshotClearsItsCommands) {
     EXPECT_EQ(stop_drop_in(sample_facts("simple")).find("ExecStart="), std::string::npos);
     EXPECT_NE(stop_drop_in(sample_facts("oneshot")).find("\nExecStart=\nExecStart=/bin/true\n"),
               std::string::npos);
+}
+
+TEST(SecurityLabel, ThoseThatWouldChangeAreRefused) {
+    EXPECT_EQ(label_in("unconfined\n"), "unconfined");
+    EXPECT_EQ(label_in(std::string_view("system_u:system_r:init_t:s0\0", 28)), "system_u:system_r:init_t:s0");
+    EXPECT_EQ(label_in("/usr/bin/x (enforce)"), "/usr/bin/x (enforce)");
+    EXPECT_EQ(label_in(""), "");
+    auto own = security_label(getpid());
+    ASSERT_TRUE(own) << own.error().text();
+    Blockers none("a.service"), some("a.service");
+    check_labels({getpid()}, *own, none);
+    EXPECT_TRUE(std::move(none).result());
+    check_labels({getpid()}, "another", some);
+    auto refused = std::move(some).result();
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().text().find("would come back with \"another\""), std::string::npos);
 }
 
 TEST(Resolve, ListenNames) {
