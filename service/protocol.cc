@@ -58,11 +58,9 @@ json policy_to_json(const UnitPolicy& policy) {
     json timeouts = json::object();
     for (const auto& [phase, span] : policy.timeouts)
         timeouts[std::string(to_string(phase))] = span.count();
-    return {{"timeouts_usec", timeouts},
-            {"keep", policy.keep},
-            {"sync", policy.sync},
-            {"plugins", policy.plugins},
-            {"tell", policy.tell.values()}};
+    return {{"timeouts_usec", timeouts}, {"keep", policy.keep},
+            {"sync", policy.sync},       {"reserve_pids", policy.reserve_pids},
+            {"plugins", policy.plugins}, {"tell", policy.tell.values()}};
 }
 
 UnitPolicy policy_from(const json& value) {
@@ -72,6 +70,7 @@ UnitPolicy policy_from(const json& value) {
             Microseconds(value.at("timeouts_usec").at(std::string(to_string(phase))).get<int64_t>());
     policy.keep = value.at("keep");
     policy.sync = value.at("sync");
+    policy.reserve_pids = value.at("reserve_pids");
     policy.plugins = value.at("plugins").get<std::map<std::string, bool>>();
     // The daemon has read them; what it did not understand did not pass.
     for (const auto& [key, text] : value.at("tell").get<std::map<std::string, std::string>>())

@@ -317,7 +317,7 @@ Result<void> Placeholder::start(Deadline deadline) {
         return fail_errno("placeholder",
                           fmt::format("cannot {}", kBirthNames[static_cast<size_t>(report.step)]),
                           report.error);
-    return wait_called(HOLDER_WAITS, deadline);
+    return wait_ready(deadline);
 }
 
 Result<std::optional<Placeholder>> Placeholder::find(pid_t pid) {
@@ -368,6 +368,10 @@ Result<void> Placeholder::wait_end(Deadline deadline) const {
         pollfd ended = {pidfd_.get(), POLLIN, 0};
         return poll(&ended, 1, 0) == 1;
     });
+}
+
+Result<void> Placeholder::wait_ready(Deadline deadline) const {
+    return wait_called(HOLDER_WAITS, deadline);
 }
 
 Result<void> Placeholder::hold_numbers(Deadline deadline) const {

@@ -48,6 +48,8 @@ class Placeholder {
     pid_t pid() const { return pid_; }
     int pidfd() const { return pidfd_.get(); }
     const std::string& image() const { return image_; }
+    // Of one that systemd has started: it can be told something.
+    Result<void> wait_ready(Deadline deadline) const;
     // Takes the numbers; waits until those that could be had are held. Others' are no error.
     Result<void> hold_numbers(Deadline deadline) const;
     // Frees the numbers: they can be had when this returns.

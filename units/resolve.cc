@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "units/resolve.h"
 
-#include <algorithm>
-#include <array>
 #include <fcntl.h>
 #include <unistd.h>
+#include <algorithm>
+#include <array>
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"

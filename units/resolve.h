@@ -84,7 +84,8 @@ struct UnitFacts {
 
 // Resolves a running service or scope. All reasons why it cannot be carried that way come back in one error (its
 // causes), and nothing was changed.
-Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDown way = WayDown::kStop,
+Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name,
+                               WayDown way = WayDown::kStop,
                                const TellSettings& tell_by_policy = {});
 
 // Why this unit must go on by all means: while it stands still, nobody could end the job, or the whole

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "units/security_label.h"
 
-#include <cerrno>
 #include <fcntl.h>
+#include <cerrno>
 
 #include "core/base/io.h"
 
@@ -28,11 +28,13 @@ void check_labels(const std::vector<pid_t>& pids, const std::string& restored, B
         if (!label && label.error().kind == ErrorKind::kGone)
             continue;
         if (!label || *label != restored)
-            blockers.add(ErrorKind::kUnsupported,
-                         fmt::format("pid {} has the security label \"{}\", and would come back with \"{}\"", pid,
-                                     label.value_or("?"), restored),
-                         "take the unit's profile off (AppArmorProfile=, SELinuxContext=, SmackProcessLabel=), or "
-                         "let a rule of the module give both the same label");
+            blockers.add(
+                ErrorKind::kUnsupported,
+                fmt::format("pid {} has the security label \"{}\", and would come back with \"{}\"",
+                            pid, label.value_or("?"), restored),
+                "take the unit's profile off (AppArmorProfile=, SELinuxContext=, "
+                "SmackProcessLabel=), or "
+                "let a rule of the module give both the same label");
     }
 }
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// The labels that a security module (SELinux, AppArmor, Smack) puts on processes. They are not carried: a
-// restored process has that of the engine, which must therefore be the one it had.
+// The labels that a security module (SELinux, AppArmor, Smack) puts on processes. They are not
+// carried: a restored process has that of the engine, which must therefore be the one it had.
 #pragma once
 
+#include <sys/types.h>
 #include <string>
 #include <string_view>
-#include <sys/types.h>
 #include <vector>
 
 #include "core/base/error.h"

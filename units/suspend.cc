@@ -2,36 +2,18 @@
 #include "units/suspend.h"
 
 #include <fcntl.h>
-#include <set>
 #include <unistd.h>
 
 #include "core/base/io.h"
-#include "core/kernel/proc_stat.h"
 #include "core/kernel/proc_task.h"
 #include "units/drop_in.h"
 #include "units/drop_in_file.h"
+#include "units/pid_reservation.h"
 #include "units/suspend_undo.h"
 #include "units/unit_process.h"
 
 namespace checkpointd {
 namespace {
-
-// All numbers that the tasks use. One of a session or group counts whose leader is dead; a living leader
-// outside of the unit keeps its own.
-std::vector<pid_t> numbers_of(const std::vector<pid_t>& pids) {
-    std::set<pid_t> all;
-    for (pid_t pid : pids) {
-        const std::vector<pid_t> tids = read_task_list(pid).value_or(std::vector<pid_t>());
-        all.insert(tids.begin(), tids.end());
-        auto stat = read_stat(pid);
-        if (!stat)
-            continue;
-        for (pid_t number : {stat->pgrp, stat->session})
-            if (number > 1 && access(fmt::format("/proc/{}", number).c_str(), F_OK) != 0)
-                all.insert(number);
-    }
-    return {all.begin(), all.end()};
-}
 
 Result<ScopedFd> take_external(const UnitFacts& facts, const std::vector<pid_t>& pids,
                                const UnitExternal& external) {

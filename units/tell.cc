@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "units/tell.h"
 
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <csignal>
 #include <cstring>
-#include <fcntl.h>
-#include <filesystem>
-#include <linux/openat2.h>
-#include <poll.h>
 #include <string>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include "core/base/io.h"
 #include "core/kernel/liveness.h"
 #include "core/kernel/proc_status.h"
+#include "core/kernel/proc_task.h"
 #include "core/transaction/undo_kinds.h"
 #include "units/unit_process.h"
 
@@ -31,33 +31,43 @@ constexpr auto kPatience = std::chrono::seconds(5);
 
 std::string object_of(pid_t pid) {
     auto name = read_file(AT_FDCWD, fmt::format("/proc/{}/comm", pid));
-    return fmt::format("pid {} ({})", pid, name && !name->empty() ? name->substr(0, name->size() - 1) : "?");
+    return fmt::format("pid {} ({})", pid,
+                       name && !name->empty() ? name->substr(0, name->size() - 1) : "?");
 }
 
 // The value of the signal before: what kind of a checkpoint it will be.
 int value_of(WayDown way) {
     switch (way) {
-        case WayDown::kStop: return 1;
-        case WayDown::kSuspend: return 2;
-        case WayDown::kSnapshot: return 3;
+        case WayDown::kStop:
+            return 1;
+        case WayDown::kSuspend:
+            return 2;
+        case WayDown::kSnapshot:
+            return 3;
     }
     return 0;
 }
 
 const char* name_of(WayDown way) {
     switch (way) {
-        case WayDown::kStop: return "stop";
-        case WayDown::kSuspend: return "suspend";
-        case WayDown::kSnapshot: return "snapshot";
+        case WayDown::kStop:
+            return "stop";
+        case WayDown::kSuspend:
+            return "suspend";
+        case WayDown::kSnapshot:
+            return "snapshot";
     }
     return "";
 }
 
 const char* name_of(TellOutcome outcome) {
     switch (outcome) {
-        case TellOutcome::kRestored: return "restored";
-        case TellOutcome::kWentOn: return "went-on";
-        case TellOutcome::kFailed: return "failed";
+        case TellOutcome::kRestored:
+            return "restored";
+        case TellOutcome::kWentOn:
+            return "went-on";
+        case TellOutcome::kFailed:
+            return "failed";
     }
     return "";
 }
@@ -72,7 +82,8 @@ bool is_ignored_by_default(int signal) {
     return signal == SIGCHLD || signal == SIGURG || signal == SIGWINCH || signal == SIGCONT;
 }
 
-// While a thread waits for blocked signals the kernel unblocks them (kernel/signal.c, do_sigtimedwait()).
+// While a thread waits for blocked signals the kernel unblocks them (kernel/signal.c,
+// do_sigtimedwait()).
 bool waits_for(pid_t pid, pid_t tid, int signal) {
     auto call = read_file(AT_FDCWD, fmt::format("/proc/{}/task/{}/syscall", pid, tid));
     const std::string wanted = fmt::format("{} 0x", SYS_rt_sigtimedwait);
@@ -81,29 +92,29 @@ bool waits_for(pid_t pid, pid_t tid, int signal) {
     uint64_t address = 0, set = 0;
     std::from_chars(call->data() + wanted.size(), call->data() + call->size(), address, 16);
     auto memory = open_at(AT_FDCWD, fmt::format("/proc/{}/mem", pid), O_RDONLY);
-    return memory && pread(memory->get(), &set, sizeof(set), static_cast<off_t>(address)) == sizeof(set) &&
+    return memory &&
+           pread(memory->get(), &set, sizeof(set), static_cast<off_t>(address)) == sizeof(set) &&
            (set & bit_of(signal)) != 0;
 }
 
 bool is_blocked(pid_t pid, int signal) {
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(fmt::format("/proc/{}/task", pid), error)) {
-        const pid_t tid = static_cast<pid_t>(std::atoi(entry.path().filename().c_str()));
+    const auto tids = read_task_list(pid).value_or(std::vector<pid_t>());
+    return std::all_of(tids.begin(), tids.end(), [&](pid_t tid) {
         auto thread = read_thread_status(pid, tid);
-        if (thread && (thread->sig_blocked & bit_of(signal)) == 0 && !waits_for(pid, tid, signal))
-            return false;
-    }
-    return !error;
+        return !thread || (thread->sig_blocked & bit_of(signal)) != 0 ||
+               waits_for(pid, tid, signal);
+    });
 }
 
 // A signal that nobody handles must not be sent: most would end the program.
 Result<void> check_takes(pid_t pid, int signal) {
     CKPT_ASSIGN(const auto status, read_status(pid));
-    if (((status.sig_caught | status.sig_ignored) & bit_of(signal)) != 0 || is_ignored_by_default(signal) ||
-        is_blocked(pid, signal))
+    if (((status.sig_caught | status.sig_ignored) & bit_of(signal)) != 0 ||
+        is_ignored_by_default(signal) || is_blocked(pid, signal))
         return {};
     return fail(ErrorKind::kConflict, object_of(pid),
-                fmt::format("does not handle {}, by which it is to be told, and would end", signal_name(signal)),
+                fmt::format("does not handle {}, by which it is to be told, and would end",
+                            signal_name(signal)),
                 "correct TellBefore= and TellAfter= of the unit, or \"tell\" of the policy");
 }
 
@@ -122,7 +133,8 @@ Result<void> send_signal(pid_t pid, int signal, int value) {
 }
 
 Result<void> wait_taken(pid_t pid, int signal, Deadline deadline) {
-    return poll_until(deadline, object_of(pid), fmt::format("has not taken {} in time", signal_name(signal)),
+    return poll_until(deadline, object_of(pid),
+                      fmt::format("has not taken {} in time", signal_name(signal)),
                       [&]() -> Result<bool> {
                           CKPT_ASSIGN(const auto status, read_status(pid));
                           return (status.shared_sig_pending & bit_of(signal)) == 0;
@@ -133,11 +145,13 @@ Result<void> wait_taken(pid_t pid, int signal, Deadline deadline) {
 
 // As the process would find it: links lead nowhere out of its root.
 Result<ScopedFd> find_socket(pid_t pid, const std::string& path) {
-    CKPT_ASSIGN(ScopedFd root, open_at(AT_FDCWD, fmt::format("/proc/{}/root", pid), O_PATH | O_DIRECTORY));
+    CKPT_ASSIGN(ScopedFd root,
+                open_at(AT_FDCWD, fmt::format("/proc/{}/root", pid), O_PATH | O_DIRECTORY));
     open_how how = {};
     how.flags = O_PATH | O_CLOEXEC;
     how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-    ScopedFd found(static_cast<int>(syscall(SYS_openat2, root.get(), path.c_str(), &how, sizeof(how))));
+    ScopedFd found(
+        static_cast<int>(syscall(SYS_openat2, root.get(), path.c_str(), &how, sizeof(how))));
     if (!found)
         return fail_errno(path, "the socket at which the program is to be told is not there");
     return found;
@@ -148,9 +162,11 @@ Result<ScopedFd> connect_to(pid_t pid, const std::string& path) {
     ScopedFd fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
     sockaddr_un address = {};
     address.sun_family = AF_UNIX;
-    fmt::format_to_n(address.sun_path, sizeof(address.sun_path) - 1, "/proc/self/fd/{}", found.get());
+    fmt::format_to_n(address.sun_path, sizeof(address.sun_path) - 1, "/proc/self/fd/{}",
+                     found.get());
     if (!fd || connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0)
-        return fail_errno(path, "the program does not listen at the socket at which it is to be told");
+        return fail_errno(path,
+                          "the program does not listen at the socket at which it is to be told");
     return fd;
 }
 
@@ -192,8 +208,8 @@ struct ReadyPipe {
     ScopedFd theirs, ours;
 };
 
-// The program gets the end for reading, so that nothing it does with it can end it by SIGPIPE. Ours is in error
-// as soon as that is closed (pipe(7)).
+// The program gets the end for reading, so that nothing it does with it can end it by SIGPIPE. Ours
+// is in error as soon as that is closed (pipe(7)).
 Result<ReadyPipe> make_ready_pipe() {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0)
@@ -204,19 +220,20 @@ Result<ReadyPipe> make_ready_pipe() {
 Result<ScopedFd> ask_at_socket(const UnitFacts& facts, WayDown way, Deadline deadline) {
     CKPT_ASSIGN(ReadyPipe pipe, make_ready_pipe());
     const timeval left = time_left(deadline);
-    const auto text = fmt::format("EVENT=before\nMODE={}\nUNIT={}\nTIMEOUT_USEC={}\n", name_of(way), facts.id,
-                                  left.tv_sec * 1000000 + left.tv_usec);
+    const auto text = fmt::format("EVENT=before\nMODE={}\nUNIT={}\nTIMEOUT_USEC={}\n", name_of(way),
+                                  facts.id, left.tv_sec * 1000000 + left.tv_usec);
     CKPT_TRY(send_message(facts.main_pid, *facts.tell.socket, text, pipe.theirs.get(), deadline));
     return std::move(pipe.ours);
 }
 
 Result<void> wait_ready(const UnitFacts& facts, const ScopedFd& ours, Deadline deadline) {
-    return poll_until(deadline, object_of(facts.main_pid),
-                      fmt::format("has not said at {} in time that it is ready", *facts.tell.socket),
-                      [&]() -> Result<bool> {
-                          pollfd state = {ours.get(), 0, 0};
-                          return poll(&state, 1, 0) == 1;
-                      });
+    return poll_until(
+        deadline, object_of(facts.main_pid),
+        fmt::format("has not said at {} in time that it is ready", *facts.tell.socket),
+        [&]() -> Result<bool> {
+            pollfd state = {ours.get(), 0, 0};
+            return poll(&state, 1, 0) == 1;
+        });
 }
 
 // ---- both
@@ -234,23 +251,24 @@ Result<void> ask_and_wait(const UnitFacts& facts, WayDown way, Deadline deadline
     return ready ? wait_ready(facts, ready, deadline) : Result<void>();
 }
 
-bool tell(pid_t pid, const std::string& unit, TellOutcome outcome, int signal, const std::string& path,
-          std::optional<Deadline> deadline) {
+bool tell(pid_t pid, const std::string& unit, TellOutcome outcome, int signal,
+          const std::string& path, std::optional<Deadline> deadline) {
     const auto text = fmt::format("EVENT=after\nRESULT={}\nUNIT={}\n", name_of(outcome), unit);
     const bool by_socket = path.empty() || send_message(pid, path, text, -1, deadline);
     const bool by_signal = signal == 0 || send_signal(pid, signal, static_cast<int>(outcome));
     return by_socket && by_signal;
 }
 
-// UNIT, PID, START TIME, OUTCOME, SIGNAL, SOCKET. Nobody can be told of a failure, and telling again is no use.
+// UNIT, PID, START TIME, OUTCOME, SIGNAL, SOCKET. Nobody can be told of a failure, and telling
+// again is no use.
 Result<void> undo_tell(const UndoArgs& args) {
     if (args.size() != 6)
         return fail(ErrorKind::kInternal, kTell, "wrong arguments in the journal");
     const auto pid = static_cast<pid_t>(std::stol(args[1]));
     CKPT_ASSIGN(const bool is_alive, process_lives(pid, std::stoull(args[2])));
     if (is_alive)
-        (void)tell(pid, args[0], static_cast<TellOutcome>(std::stoi(args[3])), std::stoi(args[4]), args[5],
-                   std::chrono::steady_clock::now() + kPatience);
+        (void)tell(pid, args[0], static_cast<TellOutcome>(std::stoi(args[3])), std::stoi(args[4]),
+                   args[5], std::chrono::steady_clock::now() + kPatience);
     return {};
 }
 
@@ -279,7 +297,8 @@ Result<void> tell_before(const UnitFacts& facts, WayDown way, Deadline deadline)
 }
 
 bool tell_after(const UnitFacts& facts, pid_t main_pid, TellOutcome outcome) {
-    return tell(main_pid, facts.id, outcome, facts.tell.after.value_or(0), facts.tell.socket.value_or(""), {});
+    return tell(main_pid, facts.id, outcome, facts.tell.after.value_or(0),
+                facts.tell.socket.value_or(""), {});
 }
 
 Result<uint64_t> undo_by_telling(Journal& journal, const UnitFacts& facts, pid_t main_pid,
@@ -287,9 +306,10 @@ Result<uint64_t> undo_by_telling(Journal& journal, const UnitFacts& facts, pid_t
     if (!facts.tell.asks())
         return 0;
     CKPT_ASSIGN(const uint64_t started, process_start_time(main_pid));
-    return journal.add(kTell, {facts.id, std::to_string(main_pid), std::to_string(started),
-                               std::to_string(static_cast<int>(outcome)),
-                               std::to_string(facts.tell.after.value_or(0)), facts.tell.socket.value_or("")});
+    return journal.add(
+        kTell, {facts.id, std::to_string(main_pid), std::to_string(started),
+                std::to_string(static_cast<int>(outcome)),
+                std::to_string(facts.tell.after.value_or(0)), facts.tell.socket.value_or("")});
 }
 
 void add_tell_undo_kind(UndoTable& table) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "units/tell_section.h"
 
-#include <array>
 #include <fcntl.h>
+#include <array>
 #include <utility>
 
 #include "core/base/io.h"
@@ -49,15 +49,18 @@ Result<void> assign(TellSettings& settings, std::string_view key, std::string_vi
         CKPT_ASSIGN(const std::string text, expand_specifiers(value, unit));
         return settings.set(policy_key, text);
     }
-    return fail(ErrorKind::kBadInput, fmt::format("key {}=", key), "is not known in [X-Checkpointd]",
+    return fail(ErrorKind::kBadInput, fmt::format("key {}=", key),
+                "is not known in [X-Checkpointd]",
                 "known: TellAfter=, TellBefore=, TellSocket=, TellWhenSilent=");
 }
 
 Result<void> read_line(TellSettings& settings, std::string_view line, const std::string& unit) {
     const size_t equals = line.find('=');
     if (equals == line.npos)
-        return fail(ErrorKind::kBadInput, fmt::format("\"{}\"", line), "is no setting", "write KEY=VALUE");
-    return assign(settings, trimmed(line.substr(0, equals)), trimmed(line.substr(equals + 1)), unit);
+        return fail(ErrorKind::kBadInput, fmt::format("\"{}\"", line), "is no setting",
+                    "write KEY=VALUE");
+    return assign(settings, trimmed(line.substr(0, equals)), trimmed(line.substr(equals + 1)),
+                  unit);
 }
 
 }  // namespace
@@ -72,21 +75,31 @@ Result<std::string> expand_specifiers(std::string_view text, std::string_view un
             continue;
         }
         switch (++i < text.size() ? text[i] : '\0') {
-            case '%': out += '%'; break;
-            case 'n': out += unit; break;
-            case 'p': out += name.substr(0, at); break;
-            case 'i': out += at == name.npos ? std::string_view() : name.substr(at + 1); break;
-            case 't': out += "/run"; break;
+            case '%':
+                out += '%';
+                break;
+            case 'n':
+                out += unit;
+                break;
+            case 'p':
+                out += name.substr(0, at);
+                break;
+            case 'i':
+                out += at == name.npos ? std::string_view() : name.substr(at + 1);
+                break;
+            case 't':
+                out += "/run";
+                break;
             default:
-                return fail(ErrorKind::kBadInput, fmt::format("\"{}\"", text), "has an unknown specifier",
-                            "known here: %i %n %p %t %%");
+                return fail(ErrorKind::kBadInput, fmt::format("\"{}\"", text),
+                            "has an unknown specifier", "known here: %i %n %p %t %%");
         }
     }
     return out;
 }
 
-std::vector<Error> read_tell_section(std::string_view text, const std::string& file, const std::string& unit,
-                                     TellSettings& settings) {
+std::vector<Error> read_tell_section(std::string_view text, const std::string& file,
+                                     const std::string& unit, TellSettings& settings) {
     std::vector<Error> errors;
     bool ours = false, continued = false;
     for (size_t number = 1; !text.empty(); ++number) {
@@ -106,7 +119,8 @@ std::vector<Error> read_tell_section(std::string_view text, const std::string& f
     return errors;
 }
 
-Result<TellSettings> tell_settings_of(Systemd& systemd, const std::string& unit, Blockers& blockers) {
+Result<TellSettings> tell_settings_of(Systemd& systemd, const std::string& unit,
+                                      Blockers& blockers) {
     CKPT_ASSIGN(auto paths, systemd.list(unit, "Unit", "DropInPaths"));
     CKPT_ASSIGN(std::string fragment, systemd.text(unit, "Unit", "FragmentPath"));
     paths.insert(paths.begin(), fragment);

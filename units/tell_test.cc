@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "units/tell.h"
 
-#include <atomic>
-#include <csignal>
-#include <filesystem>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <thread>
 #include <unistd.h>
+#include <atomic>
+#include <csignal>
+#include <filesystem>
+#include <thread>
 
 #include "units/tell_section.h"
 
@@ -27,20 +27,25 @@ TellSettings settings_from(const std::string& text, const std::string& unit = "a
 }
 
 TEST(TellSection, OnlyItsOwnLinesCount) {
-    auto settings = settings_from("[Service]\nTellBefore=SIGHUP\nExecStart=/bin/a \\\n[X-Checkpointd]\n"
-                                  "TellAfter=SIGHUP\n[X-Checkpointd]\n# TellAfter=SIGHUP\n; x\n"
-                                  " TellBefore = SIGUSR1 \nTellSocket=%t/%p-%i/%%n\n[Install]\nTellAfter=x\n");
+    auto settings = settings_from(
+        "[Service]\nTellBefore=SIGHUP\nExecStart=/bin/a \\\n[X-Checkpointd]\n"
+        "TellAfter=SIGHUP\n[X-Checkpointd]\n# TellAfter=SIGHUP\n; x\n"
+        " TellBefore = SIGUSR1 \nTellSocket=%t/%p-%i/%%n\n[Install]\nTellAfter=x\n");
     EXPECT_EQ(settings.values(), (std::map<std::string, std::string>{{"before", "SIGUSR1"},
                                                                      {"socket", "/run/a-b/%n"}}));
 }
 
 TEST(TellSection, LaterFilesWin) {
-    TellSettings settings = settings_from("[X-Checkpointd]\nTellBefore=SIGUSR1\nTellAfter=SIGUSR2\n"
-                                          "TellSocket=/a\nTellWhenSilent=go-on\n");
-    EXPECT_TRUE(read_tell_section("[X-Checkpointd]\nTellBefore=\nTellAfter=none\nTellSocket=/b\nTellWhenSilent=\n",
-                                  "g", "x.service", settings)
-                    .empty());
-    EXPECT_EQ(settings.values(), (std::map<std::string, std::string>{{"after", "none"}, {"socket", "/b"}}));
+    TellSettings settings = settings_from(
+        "[X-Checkpointd]\nTellBefore=SIGUSR1\nTellAfter=SIGUSR2\n"
+        "TellSocket=/a\nTellWhenSilent=go-on\n");
+    EXPECT_TRUE(
+        read_tell_section(
+            "[X-Checkpointd]\nTellBefore=\nTellAfter=none\nTellSocket=/b\nTellWhenSilent=\n", "g",
+            "x.service", settings)
+            .empty());
+    EXPECT_EQ(settings.values(),
+              (std::map<std::string, std::string>{{"after", "none"}, {"socket", "/b"}}));
     TellSettings policy;
     ASSERT_TRUE(policy.set("socket", "none"));
     settings.lay_over(policy);
@@ -49,9 +54,10 @@ TEST(TellSection, LaterFilesWin) {
 
 TEST(TellSection, MistakesAreNamedAllAtOnce) {
     TellSettings settings;
-    auto errors = read_tell_section("[X-Checkpointd]\nTellBefore=SIGKILL\nnothing\nTold=x\nTellSocket=%h/x\n"
-                                    "TellSocket=x\nTellAfter=SIGUSR2\n",
-                                    "/f.conf", "x.service", settings);
+    auto errors = read_tell_section(
+        "[X-Checkpointd]\nTellBefore=SIGKILL\nnothing\nTold=x\nTellSocket=%h/x\n"
+        "TellSocket=x\nTellAfter=SIGUSR2\n",
+        "/f.conf", "x.service", settings);
     ASSERT_EQ(errors.size(), 5u);
     for (size_t i = 0; i < errors.size(); ++i)
         EXPECT_EQ(errors[i].object, fmt::format("/f.conf:{}", i + 2));
@@ -81,9 +87,11 @@ TEST(Tell, ASignalThatWouldEndTheProgramIsNotSent) {
     std::atomic<bool> leave = false, is_there = false;
     std::thread other([&] {
         is_there = true;  // up to here the C library blocks all signals
-        while (!leave) usleep(1000);
+        while (!leave)
+            usleep(1000);
     });
-    while (!is_there) usleep(1000);
+    while (!is_there)
+        usleep(1000);
     block(signal, SIG_BLOCK);
     EXPECT_FALSE(can_be_told(signal)) << "the other thread does not block it";
     leave = true;
@@ -162,7 +170,8 @@ TEST_F(TellSelf, ReadyWhenTheDescriptorIsClosed) {
     std::thread program([&] {
         ScopedFd descriptor;
         const std::string text = hear(&descriptor);
-        EXPECT_TRUE(text.starts_with("EVENT=before\nMODE=snapshot\nUNIT=x.service\nTIMEOUT_USEC=")) << text;
+        EXPECT_TRUE(text.starts_with("EVENT=before\nMODE=snapshot\nUNIT=x.service\nTIMEOUT_USEC="))
+            << text;
         EXPECT_TRUE(descriptor);
         usleep(50000);
         is_ready = true;
@@ -200,7 +209,9 @@ volatile sig_atomic_t seen_value = 0;
 TEST_F(TellSelf, SignalsCarryAValue) {
     struct sigaction action = {};
     action.sa_flags = SA_SIGINFO | SA_RESTART;
-    action.sa_sigaction = [](int, siginfo_t* info, void*) { seen_value = info->si_value.sival_int; };
+    action.sa_sigaction = [](int, siginfo_t* info, void*) {
+        seen_value = info->si_value.sival_int;
+    };
     sigaction(SIGUSR1, &action, nullptr);
     facts_.tell = {};
     facts_.tell.before = SIGUSR1;

@@ -164,7 +164,8 @@ TEST(DropIn, StopDropInOfOneshotClearsItsCommands) {
 
 TEST(SecurityLabel, ThoseThatWouldChangeAreRefused) {
     EXPECT_EQ(label_in("unconfined\n"), "unconfined");
-    EXPECT_EQ(label_in(std::string_view("system_u:system_r:init_t:s0\0", 28)), "system_u:system_r:init_t:s0");
+    EXPECT_EQ(label_in(std::string_view("system_u:system_r:init_t:s0\0", 28)),
+              "system_u:system_r:init_t:s0");
     EXPECT_EQ(label_in("/usr/bin/x (enforce)"), "/usr/bin/x (enforce)");
     EXPECT_EQ(label_in(""), "");
     auto own = security_label(getpid());

@@ -143,10 +143,17 @@ void Reader::section(const YAML::Node& node, const std::string& what, PolicySect
               {"tell", [&](auto&, auto& value) { tell(value, section); }},
               {"sync",
                [&](auto& key, auto& value) {
-                   if (auto flag = boolean(value, key)) section.sync = flag;
+                   if (auto flag = boolean(value, key))
+                       section.sync = flag;
+               }},
+              {"reserve-pids",
+               [&](auto& key, auto& value) {
+                   if (auto flag = boolean(value, key))
+                       section.reserve_pids = flag;
                }},
               {"keep", [&](auto& key, auto& value) {
-                   if (auto count = number(value, key, 1000)) section.keep = count;
+                   if (auto count = number(value, key, 1000))
+                       section.keep = count;
                }}});
 }
 
@@ -166,11 +173,13 @@ void Reader::plugins(const YAML::Node& node, PolicySection& section) {
 }
 
 void Reader::tell(const YAML::Node& node, PolicySection& section) {
-    each_key(node, "tell", [&](const std::string& key, const YAML::Node& at, const YAML::Node& value) {
-        auto set = section.tell.set(key, value.IsScalar() ? value.Scalar() : std::string());
-        if (!set)
-            error(at, fmt::format("{} {}", set.error().object, set.error().message), set.error().remedy);
-    });
+    each_key(
+        node, "tell", [&](const std::string& key, const YAML::Node& at, const YAML::Node& value) {
+            auto set = section.tell.set(key, value.IsScalar() ? value.Scalar() : std::string());
+            if (!set)
+                error(at, fmt::format("{} {}", set.error().object, set.error().message),
+                      set.error().remedy);
+        });
 }
 
 std::optional<Microseconds> Reader::duration(const YAML::Node& node) {
@@ -213,6 +222,8 @@ void lay_over(UnitPolicy& result, const PolicySection& section) {
     for (const auto& [name, on] : section.plugins) result.plugins[name] = on;
     if (section.keep) result.keep = *section.keep;
     if (section.sync) result.sync = *section.sync;
+    if (section.reserve_pids)
+        result.reserve_pids = *section.reserve_pids;
     result.tell.lay_over(section.tell);
 }
 
@@ -301,13 +312,16 @@ std::string print_policy(const UnitPolicy& policy) {
     for (Phase phase : all_phases())
         text += fmt::format("    {}: {}\n", to_string(phase),
                             format_duration(policy.timeout(phase)));
-    text += fmt::format("  keep: {}\n  sync: {}\n", policy.keep, policy.sync ? "yes" : "no");
+    text += fmt::format("  keep: {}\n  sync: {}\n  reserve-pids: {}\n", policy.keep,
+                        policy.sync ? "yes" : "no", policy.reserve_pids ? "yes" : "no");
     if (!policy.plugins.empty()) text += "  plugins:\n";
     for (const auto& [name, on] : policy.plugins)
         text += fmt::format("    {}: {}\n", quoted(name), on ? "yes" : "no");
     const auto tell = policy.tell.values();
-    if (!tell.empty()) text += "  tell:\n";
-    for (const auto& [key, value] : tell) text += fmt::format("    {}: {}\n", key, quoted(value));
+    if (!tell.empty())
+        text += "  tell:\n";
+    for (const auto& [key, value] : tell)
+        text += fmt::format("    {}: {}\n", key, quoted(value));
     return text;
 }
 

@@ -14,7 +14,9 @@
 namespace checkpointd {
 
 // The stretches of a job that have a deadline of their own.
-enum class Phase { kPrepare, kTell, kFreeze, kCollect, kMemory, kCommit, kStop, kStart, kRebuild, kTotal };
+enum class Phase {
+    kPrepare, kTell, kFreeze, kCollect, kMemory, kCommit, kStop, kStart, kRebuild, kTotal,
+};
 inline constexpr size_t kPhaseCount = 10;
 std::string_view to_string(Phase phase);
 const std::vector<Phase>& all_phases();
@@ -24,6 +26,7 @@ struct UnitPolicy {
     std::map<Phase, Microseconds> timeouts;  // every phase has one
     unsigned keep = 1;                       // images of the unit that are kept; 0: all
     bool sync = true;                        // to disk before the unit is stopped
+    bool reserve_pids = true;                // while the unit is off
     std::map<std::string, bool> plugins;     // those that are named
     TellSettings tell;                       // over what the unit itself asks for
 
@@ -36,6 +39,7 @@ struct PolicySection {
     std::map<Phase, Microseconds> timeouts;
     std::optional<unsigned> keep;
     std::optional<bool> sync;
+    std::optional<bool> reserve_pids;
     std::map<std::string, bool> plugins;
     TellSettings tell;
 };

@@ -60,7 +60,9 @@ units:
     keep: 4
     tell: {socket: none, after: SIGRTMIN+3}
     sync: no
-)", "a.yaml"));
+    reserve-pids: no
+)",
+                             "a.yaml"));
     EXPECT_EQ(policy.idle_timeout, minutes(5));
     auto other = policy.for_unit("redis.service");
     EXPECT_EQ(other.keep, 2u);
@@ -93,7 +95,9 @@ std::string complaint(const std::string& text) {
 TEST(Policy, ErrorsHavePositionAndAllowedKeys) {
     auto text = complaint("defaults:\n  kep: 3\n  sync: maybe\n  timeouts:\n    memory: 5 parsecs\n");
     EXPECT_NE(text.find("p.yaml:2:3: unknown key \"kep\" in defaults"), std::string::npos) << text;
-    EXPECT_NE(text.find("allowed: keep, plugins, sync, tell, timeouts"), std::string::npos) << text;
+    EXPECT_NE(text.find("allowed: keep, plugins, reserve-pids, sync, tell, timeouts"),
+              std::string::npos)
+        << text;
     EXPECT_NE(text.find("p.yaml:3:9: \"sync\" must be yes or no"), std::string::npos) << text;
     EXPECT_NE(text.find("p.yaml:5:13:"), std::string::npos) << text;
     EXPECT_NE(text.find("unknown unit of time \"parsecs\""), std::string::npos) << text;
@@ -111,20 +115,24 @@ TEST(Policy, WrongShapesAreErrors) {
 }
 
 TEST(Policy, HowToTellIsChecked) {
-    for (const char* bad : {"before: SIGKILL", "before: SIGSTOP", "after: USR1", "after: SIGRTMIN+99", "before: []",
-                            "socket: run/x", "socket: /", "when-silent: yes", "afterwards: SIGUSR1"}) {
+    for (const char* bad :
+         {"before: SIGKILL", "before: SIGSTOP", "after: USR1", "after: SIGRTMIN+99", "before: []",
+          "socket: run/x", "socket: /", "when-silent: yes", "afterwards: SIGUSR1"}) {
         auto text = complaint(fmt::format("defaults: {{tell: {{{}}}}}\n", bad));
         EXPECT_NE(text.find("p.yaml:1:"), std::string::npos) << bad << ": " << text;
     }
-    for (const char* good : {"before: SIGHUP", "after: SIGRTMIN+0", "before: none", "socket: /run/x", "when-silent: fail"})
+    for (const char* good : {"before: SIGHUP", "after: SIGRTMIN+0", "before: none",
+                             "socket: /run/x", "when-silent: fail"})
         EXPECT_EQ(complaint(fmt::format("defaults: {{tell: {{{}}}}}\n", good)), "accepted") << good;
 }
 
 TEST(Policy, PrintedPolicyReadsBack) {
     Policy policy;
-    ASSERT_TRUE(merge_policy(policy, "defaults: {keep: 9, plugins: {\"a: b\": no}, "
-                                     "timeouts: {stop: 1min 1s, total: infinity}, "
-                                     "tell: {socket: \"/run/a: b\", after: SIGUSR2}}", "p"));
+    ASSERT_TRUE(merge_policy(policy,
+                             "defaults: {keep: 9, plugins: {\"a: b\": no}, "
+                             "timeouts: {stop: 1min 1s, total: infinity}, "
+                             "tell: {socket: \"/run/a: b\", after: SIGUSR2}}",
+                             "p"));
     auto effective = policy.for_unit("x.service");
     Policy again;
     ASSERT_TRUE(merge_policy(again, print_policy(effective), "printed"));

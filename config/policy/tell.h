@@ -10,13 +10,14 @@
 
 namespace checkpointd {
 
-// How a program asks to be told of its checkpoints: said by its unit ([X-Checkpointd], TellBefore= ...) and by
-// the policy (tell: {before: ...}); see checkpointd-hooks(7). What is not said is left to who said it before.
+// How a program asks to be told of its checkpoints: said by its unit ([X-Checkpointd], TellBefore=
+// ...) and by the policy (tell: {before: ...}); see checkpointd-hooks(7). What is not said is left
+// to who said it before.
 struct TellSettings {
-    std::optional<int> before;               // signal; 0: none
+    std::optional<int> before;  // signal; 0: none
     std::optional<int> after;
-    std::optional<std::string> socket;       // path as the unit sees it; empty: none
-    std::optional<bool> goes_on_if_silent;   // the checkpoint, when the deadline has passed
+    std::optional<std::string> socket;      // path as the unit sees it; empty: none
+    std::optional<bool> goes_on_if_silent;  // the checkpoint, when the deadline has passed
 
     // Sets one of "before", "after", "socket", "when-silent"; kBadInput that tells what is allowed.
     Result<void> set(std::string_view key, const std::string& value);
@@ -32,7 +33,8 @@ struct TellSettings {
 
 // "SIGUSR1", "SIGRTMIN+3"; "none" for 0.
 std::string signal_name(int signal);
-// And back; kBadInput for what a program cannot be told by (SIGKILL, SIGSTOP) and for what is no signal.
+// And back; kBadInput for what a program cannot be told by (SIGKILL, SIGSTOP) and for what is no
+// signal.
 Result<int> parse_signal(const std::string& text);
 
 }  // namespace checkpointd

@@ -14,6 +14,7 @@
 #include "images/image_store.h"
 #include "service/worker/settle.h"
 #include "units/files_archive.h"
+#include "units/pid_reservation.h"
 #include "units/resolve.h"
 #include "units/stop.h"
 #include "units/suspend.h"
@@ -84,8 +85,9 @@ class CheckpointJob {
     void have_no_way_back();
     Result<void> take_down();
     Result<void> mark_ready();
+    void reserve_pids();
     Result<void> finish();
-    void keep_newest() const;
+    void keep_newest();
     JobResult result() const;
 
     const JobRequest& request_;
@@ -104,6 +106,7 @@ class CheckpointJob {
     std::optional<Suspension> suspension_;  // gives up before the tasks go on
     CheckpointStats stats_;
     images::ImageInfo info_;
+    std::vector<pid_t> numbers_;  // to be reserved
     std::chrono::steady_clock::time_point frozen_since_;
     uint64_t frozen_usec_ = 0;
 };
@@ -139,9 +142,11 @@ Result<void> CheckpointJob::register_image() {
 
 // Before anything stands still. From here on the program hears as well what became of it.
 Result<void> CheckpointJob::tell() {
-    if (!facts_.tell.asks()) return {};
+    if (!facts_.tell.asks())
+        return {};
     CKPT_TRY(steps_.enter("checkpoint.tell"));
-    CKPT_ASSIGN(tell_undo_, undo_by_telling(journal_, facts_, facts_.main_pid, TellOutcome::kFailed));
+    CKPT_ASSIGN(tell_undo_,
+                undo_by_telling(journal_, facts_, facts_.main_pid, TellOutcome::kFailed));
     return tell_before(facts_, way_, steps_.deadline_of(Phase::kTell));
 }
 
@@ -180,6 +185,8 @@ void CheckpointJob::name_processes() {
         info_.pids.push_back(static_cast<uint64_t>(pid));
         info_.max_pid = std::max(info_.max_pid, highest_tid(pid));
     }
+    if (way_ == WayDown::kStop && request_.policy.reserve_pids)
+        numbers_ = numbers_of(held_->pids());
 }
 
 // What was open when the unit was resolved may have been closed since, and its number given away.
@@ -205,7 +212,8 @@ Result<void> CheckpointJob::go_on() {
     CKPT_TRY(held_->resume());
     frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
     steps_.set_pulse(kForever, {});
-    if (tell_undo_ == 0) return {};
+    if (tell_undo_ == 0)
+        return {};
     (void)tell_after(facts_, facts_.main_pid, TellOutcome::kWentOn);
     return journal_.drop(tell_undo_);
 }
@@ -288,14 +296,24 @@ Result<void> CheckpointJob::mark_ready() {
     return journal_.drop(settle_undo_);
 }
 
+// The image is whole without it: a restore would name whoever has taken a PID.
+void CheckpointJob::reserve_pids() {
+    if (numbers_.empty() || !steps_.enter("checkpoint.reserve-pids"))
+        return;
+    (void)reserve_numbers(systemd_, id_.text(), numbers_, steps_.deadline_of(Phase::kStop));
+}
+
 // Retention never fails a job: too many images are better than a checkpoint reported as failed.
-void CheckpointJob::keep_newest() const {
+void CheckpointJob::keep_newest() {
     if (request_.policy.keep == 0) return;
     auto images = store_->list(facts_.id);
     if (!images || images->size() <= request_.policy.keep) return;
     images->resize(images->size() - request_.policy.keep);  // oldest first
     for (const auto& image : *images)
-        if (image.id != id_) (void)store_->remove(image.id);
+        if (image.id != id_) {
+            (void)store_->remove(image.id);
+            (void)end_reservation(systemd_, image.id.text());
+        }
 }
 
 JobResult CheckpointJob::result() const {
@@ -316,6 +334,7 @@ Result<JobResult> CheckpointJob::run() {
     CKPT_TRY(add_our_files());
     CKPT_TRY(take_down());
     CKPT_TRY(mark_ready());
+    reserve_pids();
     CKPT_TRY(finish());
     return result();
 }

@@ -19,6 +19,7 @@
 #include "service/protocol.h"
 #include "service/worker/jobs.h"
 #include "service/worker/settle.h"
+#include "units/pid_reservation.h"
 #include "units/suspend.h"
 #include "units/undo.h"
 
@@ -84,6 +85,8 @@ Result<std::string> remove_image(const std::string& store_dir, const std::string
     CKPT_ASSIGN(auto id, images::parse_image_id(image_id));
     CKPT_ASSIGN(auto store, images::ImageStore::open(store_dir, false));
     CKPT_TRY(store.remove(id));
+    if (auto systemd = Systemd::connect())
+        (void)end_reservation(*systemd, image_id);
     return std::string();
 }
 

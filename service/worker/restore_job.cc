@@ -14,6 +14,7 @@
 #include "service/worker/settle.h"
 #include "units/files_archive.h"
 #include "units/pid_floor.h"
+#include "units/pid_reservation.h"
 #include "units/resolve.h"
 #include "units/stage.h"
 #include "units/suspend.h"
@@ -49,6 +50,7 @@ class RestoreJob {
     void keep_pids_free() const;
     Result<void> stage();
     Result<void> stage_beside(Placeholder placeholder);
+    Result<void> free_pids();
     Result<void> put_files_back();
     RestoreRequest engine_request();
     Result<void> build();
@@ -70,6 +72,7 @@ class RestoreJob {
     std::optional<BuiltForest> forest_;
     RestoreStats stats_;
     uint64_t tell_undo_ = 0;
+    std::vector<uint64_t> pids_undo_;
     pid_t main_pid_ = 0;
 };
 
@@ -114,6 +117,21 @@ Result<void> RestoreJob::stage_beside(Placeholder placeholder) {
                     "restore that one, or stop the unit first");
     CKPT_ASSIGN(staged_, SuspendedUnit::open(systemd_, journal_, facts_, std::move(placeholder), steps_,
                                              steps_.deadline_of(Phase::kStart)));
+    return {};
+}
+
+// The image needs what is reserved for it, or for another image of the unit.
+Result<void> RestoreJob::free_pids() {
+    CKPT_ASSIGN(auto images, store_.list(facts_.id));
+    std::erase_if(images, [](const auto& image) { return !has_reservation(image.id.text()); });
+    if (images.empty())
+        return {};
+    CKPT_TRY(steps_.enter("restore.free-pids"));
+    for (const auto& image : images) {
+        CKPT_ASSIGN(const uint64_t undo, settle_pids(journal_, request_.store_dir, id_, image.id));
+        pids_undo_.push_back(undo);
+        CKPT_TRY(give_back_numbers(systemd_, image.id.text(), steps_.deadline_of(Phase::kRebuild)));
+    }
     return {};
 }
 
@@ -168,11 +186,13 @@ Result<void> RestoreJob::run_at_once() {
     return journal_.drop(thaw);
 }
 
-// The tasks do not run yet, so a signal is the first thing that the program sees. What could not be said now is
-// said when the journal is undone.
+// The tasks do not run yet, so a signal is the first thing that the program sees. What could not be
+// said now is said when the journal is undone.
 void RestoreJob::tell() {
-    if (tell_undo_ == 0 || !steps_.enter("restore.tell")) return;
-    if (tell_after(facts_, main_pid_, TellOutcome::kRestored)) (void)journal_.drop(tell_undo_);
+    if (tell_undo_ == 0 || !steps_.enter("restore.tell"))
+        return;
+    if (tell_after(facts_, main_pid_, TellOutcome::kRestored))
+        (void)journal_.drop(tell_undo_);
 }
 
 // From two owners to one: PID 1 learns who the main process is, then the tasks run. What is true of the
@@ -181,13 +201,16 @@ Result<void> RestoreJob::let_go() {
     uint64_t settle = 0;
     auto commit = [&]() -> Result<void> {
         CKPT_ASSIGN(settle, settle_restore(journal_, request_.store_dir, id_, main_pid_));
-        CKPT_ASSIGN(tell_undo_, undo_by_telling(journal_, facts_, main_pid_, TellOutcome::kRestored));
+        CKPT_ASSIGN(tell_undo_,
+                    undo_by_telling(journal_, facts_, main_pid_, TellOutcome::kRestored));
         return run_at_once();
     };
     CKPT_TRY(staged_->hand_over(main_pid_, commit, steps_, steps_.deadline_of(Phase::kStart)));
     CKPT_TRY(steps_.enter("restore.mark-consumed"));
     CKPT_TRY(store_.set_state(id_, ImageState::kConsumed,
                               "restored by job " + std::to_string(request_.id)));
+    for (uint64_t undo : pids_undo_)
+        (void)journal_.undo(undo);  // not reserved any more
     return journal_.drop(settle);
 }
 
@@ -206,6 +229,7 @@ Result<JobResult> RestoreJob::run() {
     keep_pids_free();
     CKPT_TRY(stage());
     CKPT_TRY(put_files_back());
+    CKPT_TRY(free_pids());
     CKPT_TRY(build());
     CKPT_TRY(let_go());
     return result();

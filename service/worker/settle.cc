@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "service/worker/settle.h"
 
+#include <chrono>
 #include <string>
 
 #include <fmt/core.h>
 
 #include "core/kernel/liveness.h"
 #include "core/transaction/undo_kinds.h"
+#include "units/pid_reservation.h"
 
 namespace checkpointd {
 namespace {
@@ -14,6 +16,8 @@ namespace {
 constexpr const char* kCheckpointKind = "service.settle-checkpoint";
 constexpr const char* kSnapshotKind = "service.settle-snapshot";
 constexpr const char* kRestoreKind = "service.settle-restore";
+constexpr const char* kPidsKind = "service.settle-pids";
+constexpr std::chrono::seconds kPatience{20};
 
 // STORE, UNIT/ID, PID, START TIME.
 struct Subject {
@@ -67,6 +71,20 @@ Result<void> undo_restore(const UndoArgs& args) {
     return subject.store.set_state(subject.id, images::ImageState::kConsumed, "restored");
 }
 
+Result<void> undo_pids(const UndoArgs& args) {
+    if (args.size() != 3)
+        return fail(ErrorKind::kInternal, "undo", "has the wrong arguments");
+    CKPT_ASSIGN(auto store, images::ImageStore::open(args[0], false));
+    CKPT_ASSIGN(auto id, images::parse_image_id(args[1]));
+    CKPT_ASSIGN(auto systemd, Systemd::connect());
+    auto image = store.get(id);
+    if (!image || image->state != images::ImageState::kReady)
+        return end_reservation(systemd, args[2]);
+    // Should somebody else have taken them, the next restore says so.
+    (void)reserve_again(systemd, args[2], std::chrono::steady_clock::now() + kPatience);
+    return {};
+}
+
 Result<uint64_t> add(Journal& journal, const char* kind, const std::string& store,
                      const images::ImageId& image, pid_t main_pid) {
     CKPT_ASSIGN(const uint64_t started, process_start_time(main_pid));
@@ -79,6 +97,7 @@ void add_settle_undo_kinds(UndoTable& table) {
     table.add(kCheckpointKind, undo_checkpoint);
     table.add(kSnapshotKind, undo_snapshot);
     table.add(kRestoreKind, undo_restore);
+    table.add(kPidsKind, undo_pids);
 }
 
 Result<uint64_t> settle_checkpoint(Journal& journal, const std::string& store,
@@ -94,6 +113,11 @@ Result<uint64_t> settle_snapshot(Journal& journal, const std::string& store,
 Result<uint64_t> settle_restore(Journal& journal, const std::string& store,
                                 const images::ImageId& image, pid_t main_pid) {
     return add(journal, kRestoreKind, store, image, main_pid);
+}
+
+Result<uint64_t> settle_pids(Journal& journal, const std::string& store,
+                             const images::ImageId& image, const images::ImageId& reserved) {
+    return journal.add(kPidsKind, {store, image.text(), reserved.text()});
 }
 
 }  // namespace checkpointd

@@ -12,8 +12,8 @@
 
 namespace checkpointd {
 
-// Adds service.settle-checkpoint, service.settle-snapshot and service.settle-restore. The actions open
-// the store themselves.
+// Adds service.settle-checkpoint, service.settle-snapshot, service.settle-restore and
+// service.settle-pids. The actions open the store themselves.
 void add_settle_undo_kinds(UndoTable& table);
 
 // For a checkpoint of the process `main_pid`. Undo: partial images are removed; of a pending image the
@@ -31,5 +31,10 @@ Result<uint64_t> settle_snapshot(Journal& journal, const std::string& store,
 // restore, so the image stays ready.
 Result<uint64_t> settle_restore(Journal& journal, const std::string& store,
                                 const images::ImageId& image, pid_t main_pid);
+
+// Before the PIDs that are reserved for `reserved` are given back for a restore of `image`. Undo:
+// that is ready still, so they are reserved again; it is consumed or gone, so they are not.
+Result<uint64_t> settle_pids(Journal& journal, const std::string& store,
+                             const images::ImageId& image, const images::ImageId& reserved);
 
 }  // namespace checkpointd

@@ -153,6 +153,7 @@ class Subject:
                 check(thread["State"] in "SRD", f"{when}: state of {tid}", thread)
             self.check_same(process, self.up["processes"].get(pid), f"{when}: process {pid}")
         check_equal(look["pids"], self.up["pids"], f"{when}: processes in the cgroup")
+        check_equal(look["reserved"], [], f"{when}: images whose PIDs are reserved")
 
     @staticmethod
     def check_same(now, before, when):
@@ -183,13 +184,16 @@ class Subject:
               f"{when}: it counts on from {before['count']}, at most to {most:.0f}", state["count"])
         self.last = now
 
-    def check_down(self, look, when):
+    def check_down(self, look, when, is_reserved=True):
         when = f"{self.unit}, {when}"
         self.check_clean(look, when)
         shown = look["unit"]
         check_equal((shown["ActiveState"], shown["SubState"], shown["Result"], shown["MainPID"]),
                     ("inactive", "dead", "success", "0"), f"{when}: the unit")
         check_equal((look["cgroup"], look["copies"]), (False, []), f"{when}: cgroup, processes")
+        ready = [f"{image} suspended" for image, state in self.images.items() if state == "ready"]
+        if is_reserved:
+            check_equal(look["reserved"], ready, f"{when}: images whose PIDs are reserved")
 
     def check_restored(self, reply, when):
         """It runs on from its image; it is a new start for PID 1, and memory may be mapped in other pieces."""
@@ -233,7 +237,7 @@ class Subject:
         self.images = {image: "consumed" for image in reply["look"]["images"] if image in self.images}
         self.images[new] = "ready"
         self.last = reply["counter"]
-        self.check_down(reply["look"], f"after {when}")
+        self.check_down(reply["look"], f"after {when}", is_reserved=False)
         self.restore(f"after {when}")
 
     def snapshot(self):
@@ -724,7 +728,7 @@ def check_settled(subject, steps, step, when):
         subject.last = reply["counter"]
         new = max(reply["look"]["images"])
         subject.images = {image: "consumed" for image in reply["look"]["images"]} | {new: "ready"}
-    subject.check_down(reply["look"], when)
+    subject.check_down(reply["look"], when, is_reserved=steps.verb == "restore")
     subject.restore(when)
 
 
@@ -865,11 +869,15 @@ def damaged_image(t):
 
 @case
 def taken_pid(t):
-    """A PID of the image has a new owner: it is named, and nothing is started."""
+    """A PID of the image is kept from others; if one has a new owner nevertheless, that is named."""
     at = stage(t)
     subject = at.subject("1")
-    subject.checkpoint()
+    image = subject.checkpoint()["Image"]
     pid = subject.last["state"]["pid"]
+    for number in {pid, *subject.last["state"]["threads"].values()}:
+        check_equal(at.host.run("python3", "-c", harness.TAKE, str(number)).out, "File exists\n", f"who takes {number}")
+    keeper = at.host.run("systemd-escape", "--template=checkpointd-pids@.service", image).out.strip()
+    at.host.run("systemctl", "stop", keeper)
     take = f"while :; do echo {pid - 1} >/proc/sys/kernel/ns_last_pid; sleep 300 & " \
            f"[ $! = {pid} ] && break; kill $!; done; setsid sleep 0; disown; echo $!"
     at.host.run("systemd-run", "-u", "taker", "-p", "Type=forking", "bash", "-c", take)
@@ -880,10 +888,16 @@ def taken_pid(t):
         check_in(str(pid), refused.err, "the PID in what it says")
         check_in("sleep", refused.err, "the holder's name in what it says")
         check_in("/taker.service", refused.err, "the holder's unit in what it says")
-        subject.check_down(subject.look()["look"], "PID taken")
+        subject.check_down(subject.look()["look"], "PID taken", is_reserved=False)
     finally:
         at.host.run("systemctl", "stop", "taker.service", check=False)
     subject.restore("with its PID free again")
+    check_equal(at.host.unit(keeper)["ActiveState"], "inactive", "what kept its PIDs")
+    image = subject.checkpoint()["Image"]
+    keeper = at.host.run("systemd-escape", "--template=checkpointd-pids@.service", image).out.strip()
+    at.host.run("crctl", "rm", "--force", image)
+    check_equal(at.host.unit(keeper)["ActiveState"], "inactive", "what kept the PIDs of a removed image")
+    at.start_over("1")
 
 
 @case

@@ -89,18 +89,22 @@ def processes_of(group):
 
 
 def all_processes(unit, jobs, mark):
-    """Stage helpers and workers of the unit, which should not be there, and the processes of its program."""
-    ours, copies = [], []
+    """Stage helpers and workers of the unit, which should not be there, the processes of its program, and the
+    images whose PIDs are reserved, with the name of what holds them."""
+    ours, copies, reserved = [], [], []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         words = read(f"/proc/{pid}/cmdline").split("\0")
         exe = link(f"/proc/{pid}/exe").removesuffix(" (deleted)")
-        in_unit = f"/{unit}\n" in read(f"/proc/{pid}/cgroup")
+        cgroup = read(f"/proc/{pid}/cgroup")
+        in_unit = f"/{unit}\n" in cgroup
+        if "/checkpointd-pids@" in cgroup and words[1:2] and words[1].startswith(unit + "/"):
+            reserved.append(words[1].split("/")[1] + " " + read(f"/proc/{pid}/comm").strip())
         in_job = any(f"{JOBS}/{job}" in words for job in jobs)
         if exe.startswith(LIBEXEC) and (in_unit or in_job):
             ours.append(" ".join([pid, *words]))
         if mark in words:
             copies.append(int(pid))
-    return ours, sorted(copies)
+    return ours, sorted(copies), sorted(reserved)
 
 
 def jobs_of(unit):
@@ -146,13 +150,13 @@ def look(unit, mark):
     group = (glob.glob(f"/sys/fs/cgroup/system.slice/**/{unit}", recursive=True) + ["/nowhere"])[0]
     processes = processes_of(group)
     jobs = jobs_of(unit)
-    ours, copies = all_processes(unit, jobs, mark)
+    ours, copies, reserved = all_processes(unit, jobs, mark)
     return {"unit": shown, "pids": [int(pid) for pid in processes], "processes": processes,
             "cgroup": os.path.exists(group), "freeze": read(group + "/cgroup.freeze").strip(),
             "events": read(group + "/cgroup.events").split(),
             "drop_ins": [path for path in glob.glob("/run/systemd/**/" + DROP_IN, recursive=True)
                          if f"/{unit}.d/" in path],
-            "ours": ours, "copies": copies, "jobs": jobs, "images": images_of(unit)}
+            "ours": ours, "copies": copies, "reserved": reserved, "jobs": jobs, "images": images_of(unit)}
 
 
 def load(path):

@@ -85,18 +85,6 @@ class Beat:
         return {image["Id"].split("/")[1]: image["State"] for image in listed}
 
 
-# Who has a number now, told by taking it: clone3(2) with set_tid. A child that is born ends at once.
-TAKE = """import ctypes, os, sys
-number = ctypes.c_int(int(sys.argv[1]))
-args = (ctypes.c_uint64 * 11)(*[0] * 4, 17, *[0] * 3, ctypes.addressof(number), 1, 0)
-libc = ctypes.CDLL(None, use_errno=True)
-pid = libc.syscall(435, ctypes.byref(args), ctypes.sizeof(args))
-if pid == 0: os._exit(0)
-print(os.strerror(ctypes.get_errno()) if pid < 0 else "taken")
-if pid > 0: os.waitpid(pid, 0)
-"""
-
-
 def crctl(host, *words, code=0):
     done = host.run("crctl", "--json", *words, check=False)
     check_equal(done.code, code, f"crctl {' '.join(words)}: {done.err}")
@@ -231,7 +219,7 @@ def check_suspended(host, beat, before, shown):
     check_equal(now["StatusText"], "Suspended by checkpointd", "what it says of itself")
     check(now["MainPID"] not in ("0", shown["MainPID"]), "a placeholder is its main process", now)
     check_equal(host.read(f"/proc/{now['MainPID']}/comm"), "suspended\n", "the placeholder's name")
-    check_equal(host.run("python3", "-c", TAKE, shown["MainPID"]).out, "File exists\n", "its PID is taken by nobody")
+    check_equal(host.run("python3", "-c", harness.TAKE, shown["MainPID"]).out, "File exists\n", "its PID is taken by nobody")
     check_in(before["n"], range(beat.state()["n"] + 1), "it stands still since")
     check_equal(list(beat.images().values())[:1], ["ready"], "its image")
     return now
@@ -392,7 +380,7 @@ def suspend_redis(t):
     crctl(host, "checkpoint", unit, "--mode", "suspend")
     check(len(threads) > 1, "redis has threads", threads)
     for tid in threads:
-        check_equal(host.run("python3", "-c", TAKE, tid).out, "File exists\n", f"thread {tid}: its number")
+        check_equal(host.run("python3", "-c", harness.TAKE, tid).out, "File exists\n", f"thread {tid}: its number")
     check_equal(host.unit(unit, "InvocationID", "ActiveState"),
                 {"InvocationID": shown["InvocationID"], "ActiveState": "active"}, "redis while suspended")
     crctl(host, "restore", unit)

@@ -61,7 +61,8 @@ std::string comm_of(pid_t id) {
     return comm && !comm->empty() ? comm->substr(0, comm->size() - 1) : "?";
 }
 
-// "sleep", "a thread of 12 (redis-server)", and where it is: systemd names the cgroup of a unit after it.
+// "sleep", "a thread of 12 (redis-server)", and where it is: systemd names the cgroup of a unit
+// after it.
 std::string holder_of(pid_t id) {
     std::string holder = comm_of(id);
     auto status = read_status(id);
@@ -105,7 +106,8 @@ Holders find_holders(const std::set<pid_t>& wanted) {
     for (pid_t id : wanted)
         if (auto stat = read_file(AT_FDCWD, fmt::format("/proc/{}/stat", id))) {
             bool dead = membership(*stat).dead();
-            holders.blockers.push_back(taken(id, (dead ? "the dead process " : "") + holder_of(id)));
+            holders.blockers.push_back(
+                taken(id, (dead ? "the dead process " : "") + holder_of(id)));
             holders.alive = holders.alive || !dead;
         }
     find_members(wanted, holders);
