@@ -40,8 +40,11 @@ bool stands_still(Target& target) {
 
 // Children of children, with a zombie among them.
 void family(Shared& shared) {
-    if (fork() == 0)
+    pid_t zombie = fork();
+    if (zombie == 0)
         _exit(3);
+    siginfo_t dead;
+    waitid(P_PID, static_cast<id_t>(zombie), &dead, WEXITED | WNOWAIT);
     if (fork() == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (fork() == 0) {

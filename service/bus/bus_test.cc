@@ -34,14 +34,20 @@ class PrivateBus {
                               << "/bus</listen><auth>EXTERNAL</auth><policy context=\"default\">"
                                  "<allow user=\"*\"/><allow own=\"*\"/><allow send_destination=\"*\"/>"
                                  "<allow eavesdrop=\"true\"/></policy></busconfig>";
+        int listens[2];  // it prints its address when it can be reached, later than the socket's file is there
+        EXPECT_EQ(pipe(listens), 0);
         pid_ = fork();
         if (pid_ == 0) {
             prctl(PR_SET_PDEATHSIG, SIGKILL);
             const std::string option = "--config-file=" + config;
-            execlp("dbus-daemon", "dbus-daemon", option.c_str(), "--nofork", nullptr);
+            const std::string address = "--print-address=" + std::to_string(listens[1]);
+            execlp("dbus-daemon", "dbus-daemon", option.c_str(), address.c_str(), "--nofork", nullptr);
             _exit(127);
         }
-        for (int i = 0; i < 500 && access((dir + "/bus").c_str(), F_OK) != 0; ++i) usleep(10000);
+        close(listens[1]);
+        char byte;
+        EXPECT_EQ(read(listens[0], &byte, 1), 1) << "dbus-daemon has not started";
+        close(listens[0]);
         setenv("DBUS_SYSTEM_BUS_ADDRESS", ("unix:path=" + dir + "/bus").c_str(), 1);
     }
     PrivateBus(const PrivateBus&) = delete;
