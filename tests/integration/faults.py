@@ -665,9 +665,9 @@ def wait_halted(host, job, step):
     return wait_for(halted, f"the worker halts at {step}", 20, 0.1)
 
 
-def wait_ended(subject, job):
+def wait_ended(subject, job, when):
     wait_for(lambda: subject.look()["look"]["jobs"].get(job) in (None, {"ended": True, "undo": False}),
-             f"job {job} ends", 30, 0.2)
+             f"{when}: job {job} ends", 30, 0.2)
 
 
 def samples(steps, *some):
@@ -698,7 +698,7 @@ def daemon_killed(t):
     for steps, step, when, job, worker in halted_jobs(at, subject, "daemon"):
         daemon = at.host.main_pid("checkpointd.service")
         at.host.sh(f"kill -KILL {daemon}; kill -CONT {worker}")
-        wait_ended(subject, job)
+        wait_ended(subject, job, when)
         listed = [entry for entry in at.host.run("crctl", "jobs", "--json").json() if str(entry["Id"]) == job]
         check_equal([entry["State"] for entry in listed], ["done"], f"{when}: its state for the next daemon")
         check(at.host.main_pid("checkpointd.service") not in (0, daemon), f"{when}: there is a next daemon")
@@ -739,7 +739,7 @@ def daemon_and_worker_killed(t):
     subject = at.subject("2")
     for steps, step, when, job, worker in halted_jobs(at, subject, "daemon and worker"):
         at.host.sh(f"kill -KILL {at.host.main_pid('checkpointd.service')} {worker}")
-        wait_ended(subject, job)
+        wait_ended(subject, job, when)
         check_settled(subject, steps, step, when)
 
 
@@ -774,7 +774,7 @@ def cancelled(t):
             job, worker = halt_at(subject, "checkpoint", step)
             at.host.run("crctl", "jobs", "cancel", job)
             at.host.run("kill", "-CONT", str(worker))
-            wait_ended(subject, job)
+            wait_ended(subject, job, when)
             subject.check_untouched(subject.look(counter=subject.folder), f"cancelled at {step}")
     subject.checkpoint()
     for step in samples(down, "units.stage.wait-helper", "restore.memory"):
