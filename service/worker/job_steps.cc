@@ -5,6 +5,7 @@
 #include <array>
 #include <sys/signalfd.h>
 #include <unistd.h>
+#include <utility>
 
 #include <fmt/core.h>
 
@@ -168,7 +169,9 @@ Result<void> JobSteps::inject(std::string_view step) {
         case Fault::Action::kFail: return fail_errno(object, "injected fault", EIO);
         case Fault::Action::kEnospc: return fail_errno(object, "injected fault", ENOSPC);
         case Fault::Action::kKill: kill(getpid(), SIGKILL); break;
-        case Fault::Action::kStop: kill(getpid(), SIGSTOP); return {};  // goes on when it is continued
+        case Fault::Action::kStop:  // goes on when it is continued, also where the step comes again
+            if (!std::exchange(halted_, true)) kill(getpid(), SIGSTOP);
+            return {};
         case Fault::Action::kHang: break;
     }
     for (;;) pause();  // until SIGKILL, or until the alarm of the phase

@@ -58,6 +58,7 @@ class JobSteps : public Steps {
     timer_t alarm_{};
     bool armed_ = false;
     bool committed_ = false;
+    bool halted_ = false;  // by an injected fault, which is meant once
 
     mutable std::mutex mutex_;  // moved() comes from the memory pump's threads
     uint64_t started_usec_;
