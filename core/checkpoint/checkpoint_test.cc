@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/checkpoint/bare_process_test_util.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/kernel/page_scan.h"
 #include "core/kernel/proc_status.h"
@@ -35,27 +36,14 @@
 #include "images/proto/memory.pb.h"
 #include "images/proto/stats.pb.h"
 #include "images/proto/tasks.pb.h"
+#include "images/test_dir.h"
 
 namespace checkpointd {
 namespace {
 
 using images::ImageDir;
 using images::ImageType;
-
-class TemporaryDir {
-  public:
-    TemporaryDir() {
-        EXPECT_NE(mkdtemp(path_), nullptr);
-        fd_.reset(open(path_, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    }
-    ~TemporaryDir() { std::filesystem::remove_all(path_); }
-    std::string path() const { return path_; }
-    int fd() const { return fd_.get(); }
-
-  private:
-    char path_[40] = "/tmp/checkpoint_test.XXXXXX";
-    ScopedFd fd_;
-};
+using images::TestDir;
 
 // What a victim and the test both see.
 struct Shared {
@@ -108,12 +96,7 @@ class Victim {
 
   private:
     [[noreturn]] void live(const std::function<void(Shared&)>& prepare, bool counts) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        setsid();
-        int null = open("/dev/null", O_RDWR);
-        for (int fd : {0, 1, 2})
-            dup2(null, fd);
-        close_range(3, ~0u, 0);
+        become_bare_process();
         prepare(*shared_);
         shared_->ready = 1;
         for (;;) {
@@ -127,7 +110,7 @@ class Victim {
     pid_t pid_;
 };
 
-CheckpointRequest request_for(pid_t pid, const TemporaryDir& dir) {
+CheckpointRequest request_for(pid_t pid, const TestDir& dir) {
     CheckpointRequest request;
     request.target = TreeTarget{pid};
     request.image_dir_fd = dir.fd();
@@ -136,7 +119,7 @@ CheckpointRequest request_for(pid_t pid, const TemporaryDir& dir) {
 
 class Checkpoint : public testing::Test {
   protected:
-    TemporaryDir tmp;
+    TestDir tmp;
     ImageDir dir = *ImageDir::open(AT_FDCWD, tmp.path());
     SilentSteps silent;
     CheckpointStats stats;
@@ -455,7 +438,7 @@ TEST_F(Checkpoint, EveryStepMayFail) {
     Victim victim(prepare_rich);
     std::set<std::string> steps;
     for (unsigned n = 0;; ++n) {
-        TemporaryDir target;
+        TestDir target;
         FailingSteps failing(n);
         auto held = checkpoint(request_for(victim.pid(), target), failing, stats);
         if (held)
@@ -576,7 +559,7 @@ TEST_F(Checkpoint, CriuRestoresOurImages) {
     const char* peer = getenv("CRIU_PEER");
     if (!peer)
         GTEST_SKIP() << "CRIU_PEER is not set";
-    TemporaryDir files;
+    TestDir files;
     std::string path = files.path() + "/report";
     Victim victim([&path](Shared& shared) {
         prctl(PR_SET_PDEATHSIG, 0);  // CRIU's own helper would be the parent

@@ -43,9 +43,11 @@
 #include <fmt/core.h>
 
 #include "core/base/scoped_fd.h"
+#include "core/checkpoint/bare_process_test_util.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/restore/own_pids_test_util.h"
 #include "core/restore/restore.h"
+#include "images/test_dir.h"
 
 namespace checkpointd {
 namespace {
@@ -94,10 +96,7 @@ class RoundTrip : public testing::Test {
     void SetUp() override {
         if (geteuid() != 0)
             GTEST_SKIP() << "needs root";
-        char path[] = "/tmp/checkpointd-roundtrip-XXXXXX";
-        ASSERT_NE(mkdtemp(path), nullptr);
-        dir_ = path;
-        chmod(path, 0777);
+        chmod(dir_.c_str(), 0777);
         std::filesystem::create_directory(dir_ + "/image");
         image_ = ScopedFd(open((dir_ + "/image").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     }
@@ -107,20 +106,13 @@ class RoundTrip : public testing::Test {
             kill(pid, SIGKILL);
         while (waitpid(-1, nullptr, __WALL) > 0) {
         }
-        if (!dir_.empty())
-            std::filesystem::remove_all(dir_);
     }
 
     pid_t start(const Life& life) {
         pid_t pid = fork();
         if (pid != 0)
             return pid;
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        setsid();
-        int null = open("/dev/null", O_RDWR);
-        for (int fd : {0, 1, 2})
-            dup2(null, fd);
-        close_range(3, ~0u, 0);
+        become_bare_process();
         Trip trip(dir_);
         life(trip);
         trip.end();
@@ -194,7 +186,8 @@ class RoundTrip : public testing::Test {
             expect_good_reports(reporting);
     }
 
-    std::string dir_;
+    images::TestDir tmp_;
+    std::string dir_ = tmp_.path();
     ScopedFd image_;
     SilentSteps silent_;
     std::vector<pid_t> all_;
