@@ -119,6 +119,25 @@ Result<std::string> Client::restore(const std::string& target, const CallOptions
     return call([&] { return std::string(impl_->manager->RestoreUnit(target, to_bus(options))); });
 }
 
+Result<void> Client::enable(const std::string& unit) {
+    return call([&] { impl_->manager->EnableUnit(unit); });
+}
+
+Result<void> Client::disable(const std::string& unit) {
+    return call([&] { impl_->manager->DisableUnit(unit); });
+}
+
+Result<json> Client::units() {
+    return call([&] {
+        json rows = json::array();
+        for (const auto& row : impl_->manager->ListUnits())
+            rows.push_back({{"Unit", std::get<0>(row)},
+                            {"Enabled", std::get<1>(row)},
+                            {"Image", std::get<2>(row)}});
+        return rows;
+    });
+}
+
 Result<json> Client::images() {
     return call([&] {
         json rows = json::array();

@@ -44,6 +44,9 @@ class Client {
 
     Result<std::string> checkpoint(const std::string& unit, const CallOptions& options);
     Result<std::string> restore(const std::string& target, const CallOptions& options);
+    Result<void> enable(const std::string& unit);
+    Result<void> disable(const std::string& unit);
+    Result<json> units();
     Result<json> images();
     Result<json> image(const std::string& id);
     Result<void> remove(const std::string& id, bool force);

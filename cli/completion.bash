@@ -19,9 +19,11 @@ _crctl() {
         esac
     done
     case $verb in
-        '') words='checkpoint restore list show explain rm jobs policy --json --help --version' ;;
+        '') words='checkpoint restore enable disable list show explain rm jobs policy --json --help --version' ;;
         checkpoint) words="--mode --timeout --no-sync --no-wait --json $(_crctl_units)" ;;
         restore) words="--timeout --no-wait --json $(_crctl_image_units) $(_crctl_images)" ;;
+        enable) words="--json $(_crctl_units)" ;;
+        disable) words="--json $(_crctl_image_units)" ;;
         list) words="--json $(_crctl_image_units)" ;;
         show | explain) words="--json $(_crctl_images)" ;;
         rm) words="--force --json $(_crctl_images)" ;;

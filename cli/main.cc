@@ -41,7 +41,7 @@ int main(int argc, char** argv) {
     line.require_verbs(1, 1);
     line.let_options_follow_verbs();
     line.set_footer(kFooter);
-    for (auto add : {add_checkpoint, add_restore, add_list, add_show, add_explain, add_rm, add_jobs,
+    for (auto add : {add_checkpoint, add_restore, add_enable, add_list, add_show, add_explain, add_rm, add_jobs,
                      add_policy})
         add(line, global, choose);
     if (auto status = line.parse(argc, argv)) return *status == 0 ? EXIT_SUCCESS : 2;

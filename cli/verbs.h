@@ -26,6 +26,7 @@ using Action = std::function<Result<void>()>;
 using Choose = std::function<void(Action)>;
 void add_checkpoint(CommandLine& line, const Global& global, const Choose& choose);
 void add_restore(CommandLine& line, const Global& global, const Choose& choose);
+void add_enable(CommandLine& line, const Global& global, const Choose& choose);
 void add_list(CommandLine& line, const Global& global, const Choose& choose);
 void add_show(CommandLine& line, const Global& global, const Choose& choose);
 void add_explain(CommandLine& line, const Global& global, const Choose& choose);

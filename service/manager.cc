@@ -39,6 +39,13 @@ std::vector<uint32_t> list_job_ids(const std::string& dir) {
     return ids;
 }
 
+// A stop ends with a reload of systemd anyhow; of the other ways the generator has to be told.
+bool makes_start_image(const Job& job) {
+    const JobRequest& request = job.request();
+    return job.state() == JobState::kDone && request.type == JobType::kCheckpoint && request.mode != "stop" &&
+           (request.mode != "snapshot" || request.policy.reuse);
+}
+
 JobResult failure(Error error) {
     JobResult result;
     result.error = std::move(error);
@@ -49,7 +56,8 @@ JobResult failure(Error error) {
 
 Manager::Manager(ManagerConfig config, EventLoop& loop, WorkerControl& workers, Helpers& helpers,
                  ImageCatalog& images)
-    : config_(std::move(config)), loop_(loop), workers_(workers), helpers_(helpers), images_(images) {
+    : config_(std::move(config)), loop_(loop), workers_(workers), helpers_(helpers), images_(images),
+      armed_(config_.armed_dir()) {
     workers_.on_gone([this](uint32_t id, std::optional<Error> error) {
         worker_gone(id, std::move(error));
     });
@@ -144,6 +152,92 @@ Result<const Job*> Manager::restore(const std::string& target, const RestoreOpti
     if (options.timeout) request.policy.timeouts[Phase::kTotal] = *options.timeout;
     request.fault = options.fault;
     return submit(std::move(request));
+}
+
+std::string Manager::how_enabled(const std::string& unit) const {
+    if (armed_.contains(unit)) return "enabled";
+    return policy_.for_unit(unit).restore_at_boot ? "policy" : "disabled";
+}
+
+Result<void> Manager::may_revive(const std::string& unit, const ImageSummary& image) const {
+    if (image.mode == "snapshot" && !policy_.for_unit(unit).reuse)
+        return fail(ErrorKind::kConflict, image.id, "was taken while the unit went on: its state is older",
+                    "the policy's reuse: always starts the unit from it");
+    if (how_enabled(unit) != "disabled" || image.wakeable) return {};
+    return fail(ErrorKind::kConflict, unit, "is not enabled to be restored when it starts",
+                "crctl enable it");
+}
+
+Result<const Job*> Manager::revive(const std::string& name, uid_t caller) {
+    CKPT_ASSIGN(const auto unit, normalise_unit(name));
+    for (const auto& [id, job] : jobs_)
+        if (!job->finished() && job->request().unit == unit && job->request().at_gate) return job.get();
+    reload_later();  // whatever becomes of it, its image is not what it was
+    CKPT_ASSIGN(auto image, find_image(unit));
+    CKPT_TRY(may_revive(unit, image));
+    JobRequest request;
+    request.type = JobType::kRestore;
+    request.unit = unit;
+    request.image_id = image.id;
+    request.at_gate = true;
+    request.caller_uid = caller;
+    request.policy = policy_.for_unit(unit);
+    request.sync = request.policy.sync;
+    request.fault = standing_fault();
+    return submit(std::move(request));
+}
+
+// Nobody starts these jobs by hand, so a test leaves its wish in the file that allows it.
+std::optional<Fault> Manager::standing_fault() const {
+    if (!faults_allowed()) return std::nullopt;
+    auto text = read_file(AT_FDCWD, config_.fault_flag(), 4096);
+    if (!text) return std::nullopt;
+    auto fault = parse_fault(text->substr(0, text->find('\n')));
+    return fault ? std::optional(std::move(*fault)) : std::nullopt;
+}
+
+void Manager::enable(const std::string& name, Helpers::Done done) {
+    auto unit = normalise_unit(name);
+    if (!unit) return done(tl::unexpected(std::move(unit).error()));
+    helpers_.check_enable(*unit, [this, unit = *unit, done](Result<std::string> checked) {
+        if (checked)
+            if (auto added = armed_.add(unit); !added) checked = tl::unexpected(std::move(added).error());
+        done(std::move(checked));
+    });
+}
+
+Result<void> Manager::disable(const std::string& name) {
+    CKPT_ASSIGN(const auto unit, normalise_unit(name));
+    CKPT_TRY(armed_.remove(unit));
+    if (policy_.for_unit(unit).restore_at_boot)
+        return fail(ErrorKind::kConflict, unit, "stays enabled: the policy says restore-at-boot: yes",
+                    "set it to no for this unit in /etc/checkpointd/policy.d");
+    return {};
+}
+
+Result<std::vector<UnitSummary>> Manager::units() {
+    CKPT_ASSIGN(auto images, images_.list());
+    std::map<std::string, std::string> ready;  // unit -> its newest image that is ready
+    for (const std::string& unit : armed_.list()) ready[unit];
+    for (const ImageSummary& image : images) {
+        std::string& newest = ready[image.unit];
+        if (newest.empty() && image.state == "ready") newest = image.id;
+    }
+    std::vector<UnitSummary> all;
+    for (const auto& [unit, image] : ready) all.push_back({unit, how_enabled(unit), image});
+    return all;
+}
+
+// One reload for all that ends within a moment.
+void Manager::reload_later() {
+    loop_.cancel(reload_timer_);
+    reload_timer_ = loop_.after(config_.reload_delay, [this] {
+        const bool reviving = std::any_of(jobs_.begin(), jobs_.end(), [](const auto& entry) {
+            return !entry.second->finished() && entry.second->request().at_gate;
+        });
+        if (reviving) return reload_later();
+        workers_.reload_units();
+    });
 }
 
 Result<const Job*> Manager::submit(JobRequest request) {
@@ -277,6 +371,7 @@ void Manager::recovered(uint32_t id, JobResult result, const Result<std::string>
         result.error = std::move(outer);
     }
     finish(*jobs_.at(id), std::move(result));
+    reload_later();  // the image's state was settled after the reload of the other undo steps
 }
 
 void Manager::finish(Job& job, JobResult result) {
@@ -284,6 +379,7 @@ void Manager::finish(Job& job, JobResult result) {
     if (!result.ok) (void)store_atomically(job.dir(), kResultFile, to_json(result));
     changed(job, job.finish(std::move(result), realtime_usec()));
     if (observer_) observer_->job_removed(job);
+    if (makes_start_image(job)) reload_later();
     touch();
     loop_.after(config_.linger, [this, id = job.id()] { forget(id); });
 }

@@ -13,6 +13,7 @@
 
 #include "config/policy/policy.h"
 #include "core/base/error.h"
+#include "service/armed_units.h"
 #include "service/event_loop.h"
 #include "service/job.h"
 #include "service/options.h"
@@ -31,6 +32,16 @@ struct ImageSummary {
     uint64_t total_usec = 0;
     uint64_t pages = 0;
     uint32_t processes = 0;
+    std::string reason;     // of its state; may be empty
+    std::string mode;       // stop, snapshot
+    bool wakeable = false;  // taken in this boot, and its unit has sockets of PID 1's
+};
+
+// A unit that has an image or is enabled.
+struct UnitSummary {
+    std::string unit;
+    std::string enabled;  // "enabled" by a mark, "policy", or "disabled"
+    std::string image;    // the newest one that is ready; may be empty
 };
 
 // Where images are looked up.
@@ -54,6 +65,8 @@ class WorkerControl {
     virtual void adopt(const Job& job) = 0;
     // Asks it to undo and leave.
     virtual void cancel(uint32_t job) = 0;
+    // daemon-reload: which units have a gate depends on the state of images.
+    virtual void reload_units() = 0;
 };
 
 // Work on files that may take long or that reads what is not trusted: done by a helper process.
@@ -66,6 +79,8 @@ class Helpers {
     // The plan of an image as text.
     virtual void explain(const std::string& image_id, Done done) = 0;
     virtual void remove_image(const std::string& image_id, Done done) = 0;
+    // Whether a unit can be restored when it starts; the answer is empty, or the reasons why not.
+    virtual void check_enable(const std::string& unit, Done done) = 0;
 };
 
 // Told of everything that the bus shows. Called in order: new, changed*, removed, forgotten.
@@ -83,10 +98,12 @@ struct ManagerConfig {
     std::string store_dir = "/var/lib/checkpointd";
     std::string vendor_policy_dir = "/usr/lib/checkpointd";
     std::string admin_policy_dir = "/etc/checkpointd";
+    Microseconds reload_delay = std::chrono::seconds(2);  // several jobs end together at boot
     Microseconds linger = std::chrono::seconds(60);  // how long a finished job stays readable
 
     std::string jobs_dir() const { return run_dir + "/jobs"; }
     std::string channel() const { return run_dir + "/worker.sock"; }
+    std::string armed_dir() const { return admin_policy_dir + "/armed.d"; }
     std::string fault_flag() const { return run_dir + "/allow-faults"; }
 };
 
@@ -111,6 +128,13 @@ class Manager {
     Result<const Job*> checkpoint(const std::string& unit, const CheckpointOptions& options,
                                   uid_t caller);
     Result<const Job*> restore(const std::string& target, const RestoreOptions& options, uid_t caller);
+    // PID 1 has begun to start `unit`, which waits at its gate: a restore of it, if it is enabled or if a
+    // client of its socket wakes it. Asked again it answers with the same job.
+    Result<const Job*> revive(const std::string& unit, uid_t caller);
+    void enable(const std::string& unit, Helpers::Done done);
+    Result<void> disable(const std::string& unit);
+    // By name.
+    Result<std::vector<UnitSummary>> units();
     Result<void> cancel(uint32_t job);
     void explain(const std::string& image_id, Helpers::Done done);
     void remove_image(const std::string& image_id, const RemoveOptions& options, Helpers::Done done);
@@ -130,6 +154,10 @@ class Manager {
 
   private:
     Result<const Job*> submit(JobRequest request);
+    Result<void> may_revive(const std::string& unit, const ImageSummary& image) const;
+    std::string how_enabled(const std::string& unit) const;
+    std::optional<Fault> standing_fault() const;
+    void reload_later();
     Result<void> refuse_conflict(const std::string& unit) const;
     Result<void> make_run_dir();
     Result<ImageSummary> find_image(const std::string& target);
@@ -151,6 +179,8 @@ class Manager {
     std::function<void()> idle_;
     std::function<void(const Job&)> death_;
     EventLoop::TimerId idle_timer_ = 0;
+    EventLoop::TimerId reload_timer_ = 0;
+    ArmedUnits armed_;
     Policy policy_;
     std::map<uint32_t, std::unique_ptr<Job>> jobs_;
     uint32_t next_id_ = 1;

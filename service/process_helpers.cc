@@ -60,6 +60,10 @@ void ProcessHelpers::remove_image(const std::string& image_id, Done done) {
     run({"remove-image", store_dir_, image_id}, std::move(done));
 }
 
+void ProcessHelpers::check_enable(const std::string& unit, Done done) {
+    run({"check-enable", unit}, std::move(done));
+}
+
 void ProcessHelpers::run(std::vector<std::string> args, Done done) {
     auto child = spawn(std::move(args));
     if (!child) return done(tl::unexpected(std::move(child).error()));

@@ -24,6 +24,7 @@ class ProcessHelpers : public Helpers {
     void recover(const std::string& job_dir, Done done) override;
     void explain(const std::string& image_id, Done done) override;
     void remove_image(const std::string& image_id, Done done) override;
+    void check_enable(const std::string& unit, Done done) override;
 
   private:
     struct Child {

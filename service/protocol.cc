@@ -58,9 +58,15 @@ json policy_to_json(const UnitPolicy& policy) {
     json timeouts = json::object();
     for (const auto& [phase, span] : policy.timeouts)
         timeouts[std::string(to_string(phase))] = span.count();
-    return {{"timeouts_usec", timeouts}, {"keep", policy.keep},
-            {"sync", policy.sync},       {"reserve_pids", policy.reserve_pids},
-            {"plugins", policy.plugins}, {"tell", policy.tell.values()}};
+    return {{"timeouts_usec", timeouts},
+            {"keep", policy.keep},
+            {"sync", policy.sync},
+            {"reserve_pids", policy.reserve_pids},
+            {"restore_at_boot", policy.restore_at_boot},
+            {"reuse", policy.reuse},
+            {"checkpoint_at_shutdown", policy.checkpoint_at_shutdown},
+            {"plugins", policy.plugins},
+            {"tell", policy.tell.values()}};
 }
 
 UnitPolicy policy_from(const json& value) {
@@ -71,6 +77,9 @@ UnitPolicy policy_from(const json& value) {
     policy.keep = value.at("keep");
     policy.sync = value.at("sync");
     policy.reserve_pids = value.at("reserve_pids");
+    policy.restore_at_boot = value.at("restore_at_boot");
+    policy.reuse = value.at("reuse");
+    policy.checkpoint_at_shutdown = value.at("checkpoint_at_shutdown");
     policy.plugins = value.at("plugins").get<std::map<std::string, bool>>();
     // The daemon has read them; what it did not understand did not pass.
     for (const auto& [key, text] : value.at("tell").get<std::map<std::string, std::string>>())
@@ -105,6 +114,7 @@ JobRequest request_from(const json& value) {
     request.image_id = value.at("image");
     request.mode = value.at("mode");
     request.sync = value.at("sync");
+    request.at_gate = value.at("at_gate");
     request.caller_uid = value.at("caller_uid");
     request.created_usec = value.at("created_usec");
     request.store_dir = value.at("store_dir");
@@ -162,6 +172,7 @@ std::string to_json(const JobRequest& request) {
                  {"image", request.image_id},
                  {"mode", request.mode},
                  {"sync", request.sync},
+                 {"at_gate", request.at_gate},
                  {"caller_uid", request.caller_uid},
                  {"created_usec", request.created_usec},
                  {"store_dir", request.store_dir},

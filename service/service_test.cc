@@ -303,6 +303,56 @@ TEST_F(ManagerTest, RestoreChoosesTheNewestReadyImage) {
     EXPECT_EQ((*manager_->restore("b.service/1", {}, 0))->request().unit, "b.service");
 }
 
+TEST_F(ManagerTest, OnlyWhatIsEnabledIsRevived) {
+    images_.add("a.service/1", "a.service", "ready");
+    auto refused = manager_->revive("a.service", 0);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().text().find("not enabled"), std::string::npos);
+    EXPECT_TRUE(workers_.started.empty());
+    manager_->enable("a", [](Result<std::string> done) { EXPECT_TRUE(done) << done.error().text(); });
+    auto job = manager_->revive("a.service", 0);
+    ASSERT_TRUE(job) << job.error().text();
+    EXPECT_TRUE((*job)->request().at_gate);
+    EXPECT_EQ((*job)->request().image_id, "a.service/1");
+    EXPECT_EQ(*manager_->revive("a.service", 0), *job) << "a gate that asks again gets the same job";
+    workers_.finish((*job)->id(), good_result("a.service/1"));
+    EXPECT_TRUE(manager_->disable("a"));
+    EXPECT_FALSE(manager_->revive("a.service", 0));
+    EXPECT_EQ(manager_->revive("none.service", 0).error().kind, ErrorKind::kNotFound);
+}
+
+TEST_F(ManagerTest, ThePolicyAndSocketsEnableToo) {
+    std::filesystem::create_directories(config_.admin_policy_dir);
+    std::ofstream(config_.admin_policy_dir + "/policy.yaml")
+        << "units: {\"p*.service\": {restore-at-boot: yes}}\n";
+    make();
+    images_.add("p.service/1", "p.service", "ready");
+    images_.add("s.service/1", "s.service", "ready");
+    images_.all.front().wakeable = true;
+    images_.add("x.service/1", "x.service", "consumed");
+    EXPECT_TRUE(manager_->revive("p.service", 0));
+    EXPECT_TRUE(manager_->revive("s.service", 0));
+    EXPECT_EQ(manager_->disable("p").error().kind, ErrorKind::kConflict);
+    manager_->enable("early", [](Result<std::string> done) { EXPECT_FALSE(done); });
+    manager_->enable("later", [](Result<std::string> done) { EXPECT_TRUE(done); });
+    std::string seen;
+    const auto units = manager_->units();
+    ASSERT_TRUE(units);
+    for (const UnitSummary& unit : *units)
+        seen += fmt::format("{} {} {}; ", unit.unit, unit.enabled, unit.image);
+    EXPECT_EQ(seen, "later.service enabled ; p.service policy p.service/1; s.service disabled s.service/1; "
+                    "x.service disabled ; ");
+}
+
+TEST_F(ManagerTest, OneReloadAfterTheLastRevival) {
+    config_.reload_delay = std::chrono::milliseconds(1);
+    make();
+    for (const char* unit : {"a.service", "b.service"}) EXPECT_FALSE(manager_->revive(unit, 0));
+    for (int i = 0; i < 100 && workers_.reloads == 0; ++i)
+        ASSERT_TRUE(loop_.run_once(std::chrono::milliseconds(5)));
+    EXPECT_EQ(workers_.reloads, 1);
+}
+
 TEST_F(ManagerTest, ReadyImagesAreRemovedOnlyByForce) {
     images_.add("a.service/1", "a.service", "ready");
     std::optional<Error> error;

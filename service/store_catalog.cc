@@ -9,7 +9,8 @@
 namespace checkpointd {
 namespace {
 
-ImageSummary summarise(const images::StoredImage& image, const std::string& root) {
+ImageSummary summarise(const images::StoredImage& image, const std::string& root,
+                       const std::string& boot_id) {
     ImageSummary summary;
     summary.id = image.id.text();
     summary.unit = image.id.unit;
@@ -22,6 +23,9 @@ ImageSummary summarise(const images::StoredImage& image, const std::string& root
     if (auto pages = image.info.extra.find("pages"); pages != image.info.extra.end())
         std::from_chars(pages->second.data(), pages->second.data() + pages->second.size(),
                         summary.pages);
+    summary.reason = image.damage ? image.damage->line() : image.state_reason;
+    summary.mode = image.info.mode;
+    summary.wakeable = image.info.extra.contains("listens") && image.info.boot_id == boot_id;
     summary.processes = static_cast<uint32_t>(image.info.pids.size());
     return summary;
 }
@@ -31,8 +35,9 @@ ImageSummary summarise(const images::StoredImage& image, const std::string& root
 Result<std::vector<ImageSummary>> StoreCatalog::list() {
     CKPT_ASSIGN(auto store, images::ImageStore::open(root_, true));
     CKPT_ASSIGN(auto stored, store.list());
+    CKPT_ASSIGN(const auto here, images::local_image_info());
     std::vector<ImageSummary> all;
-    for (const auto& image : stored) all.push_back(summarise(image, root_));
+    for (const auto& image : stored) all.push_back(summarise(image, root_, here.boot_id));
     std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) {
         return std::tie(b.created_usec, b.id) < std::tie(a.created_usec, a.id);
     });
@@ -46,7 +51,8 @@ Result<ImageSummary> StoreCatalog::get(const std::string& id) {
                     "crctl list shows them");
     CKPT_ASSIGN(auto store, images::ImageStore::open(root_, true));
     CKPT_ASSIGN(auto image, store.get(*parsed));
-    return summarise(image, root_);
+    CKPT_ASSIGN(const auto here, images::local_image_info());
+    return summarise(image, root_, here.boot_id);
 }
 
 }  // namespace checkpointd

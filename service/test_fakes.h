@@ -23,6 +23,7 @@ class FakeWorkers : public WorkerControl {
         if (!alive.contains(job.id())) gone_(job.id(), std::nullopt);
     }
     void cancel(uint32_t job) override { cancelled.insert(job); }
+    void reload_units() override { ++reloads; }
 
     // Leaves a result as a worker does, and dies.
     void finish(uint32_t job, const JobResult& result) {
@@ -38,6 +39,7 @@ class FakeWorkers : public WorkerControl {
     std::map<uint32_t, std::string> adopted;
     std::set<uint32_t> alive;  // those that adopt() finds running
     std::set<uint32_t> cancelled;
+    int reloads = 0;
 
   private:
     static void ASSERT_OK(const Result<void>& result) {
@@ -55,6 +57,11 @@ class FakeHelpers : public Helpers {
     void explain(const std::string& image_id, Done done) override { done("plan of " + image_id); }
     void remove_image(const std::string& image_id, Done done) override {
         removed.push_back(image_id);
+        done(std::string());
+    }
+
+    void check_enable(const std::string& unit, Done done) override {
+        if (unit.starts_with("early")) return done(fail(ErrorKind::kUnsupported, unit, "starts too early"));
         done(std::string());
     }
 

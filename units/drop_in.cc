@@ -84,6 +84,14 @@ void DropIn::include(std::string_view text) {
         body_ += fmt::format("\n{}\n", text);
 }
 
+void DropIn::set_bare_start() {
+    set("Restart", "no");
+    set("RestartForceExitStatus", "");
+    set("ExecStop", "");
+    set("ExecStopPost", "");
+    set("NotifyAccess", "all");
+}
+
 std::string DropIn::text() const {
     return fmt::format("# {}\n{}", why_, body_);
 }

@@ -38,6 +38,9 @@ class DropIn {
     void set_quiet_end();
     // Sections that systemd has written itself.
     void include(std::string_view text);
+    // Nothing of the unit's but its main command, and no second try. How systemd ends processes stays as it
+    // is: by that a unit that failed is told from one that was stopped.
+    void set_bare_start();
     std::string text() const;
 
   private:

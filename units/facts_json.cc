@@ -62,6 +62,22 @@ Subgroup json_subgroup(const Json& json) {
             json.at("settings").get<std::vector<std::pair<std::string, std::string>>>()};
 }
 
+Json origin_json(const UnitOrigin& origin) {
+    Json programs = Json::array();
+    for (const ProgramFile& file : origin.programs)
+        programs.push_back({{"path", file.path}, {"size", file.size}, {"mtime_nsec", file.mtime_nsec}});
+    return {{"unit_files", origin.unit_files}, {"programs", programs}};
+}
+
+UnitOrigin json_origin(const Json& json) {
+    UnitOrigin origin;
+    origin.unit_files = json.at("unit_files").get<std::map<std::string, std::string>>();
+    for (const Json& file : json.at("programs"))
+        origin.programs.push_back({file.at("path").get<std::string>(), file.at("size").get<uint64_t>(),
+                                   file.at("mtime_nsec").get<uint64_t>()});
+    return origin;
+}
+
 UnitFacts json_facts(const Json& json) {
     UnitFacts facts;
     facts.id = json.at("id").get<std::string>();
@@ -92,6 +108,8 @@ UnitFacts json_facts(const Json& json) {
         facts.subgroups.push_back(json_subgroup(group));
     for (const auto& [key, value] : json.value("tell", std::map<std::string, std::string>()))
         (void)facts.tell.set(key, value);
+    if (json.contains("origin"))
+        facts.origin = json_origin(json["origin"]);
     return facts;
 }
 
@@ -120,7 +138,8 @@ std::string to_json(const UnitFacts& facts) {
                  {"subgroups", Json::array()},
                  {"tell", facts.tell.values()},
                  {"directories", Json::array()},
-                 {"externals", Json::array()}};
+                 {"externals", Json::array()},
+                 {"origin", origin_json(facts.origin)}};
     for (const ExecCommand& command : facts.exec_start)
         json["exec_start"].push_back(command_json(command));
     for (const UnitDirectory& directory : facts.directories)

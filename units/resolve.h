@@ -12,6 +12,7 @@
 
 #include "config/policy/tell.h"
 #include "core/base/error.h"
+#include "units/origin.h"
 #include "units/subgroups.h"
 #include "units/systemd.h"
 
@@ -78,6 +79,7 @@ struct UnitFacts {
     std::vector<UnitExternal> externals;
     std::vector<Subgroup> subgroups;  // Delegate=
     TellSettings tell;                // what its files say, and over it the policy
+    UnitOrigin origin;                // taken when the unit stands still
 
     bool is_scope() const { return type == "scope"; }
 };

@@ -59,7 +59,11 @@ std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecComman
     if (facts.type != "forking" && facts.type != "oneshot")
         text.set("Type", "notify");
     text.set("TimeoutStartSec", "infinity");
-    text.set_quiet_end();  // if this comes to nothing
+    // If this comes to nothing, all of it is killed, and the unit did not fail; at a gate it starts cold.
+    if (options.at_gate)
+        text.set_bare_start();
+    else
+        text.set_quiet_end();
     if (auto name = escape_value(identifier(facts, own)); name && !name->empty())
         text.set("SyslogIdentifier", *name);
     // Set for a unit without any sandbox it would give it a mount namespace.
@@ -69,7 +73,9 @@ std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecComman
     // filter it would give one. The restored processes have their own filters.
     if (options.needs_calls)
         text.set("SystemCallFilter", "rt_sigprocmask rt_sigtimedwait");
-    for (const char* key : {"ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStart"})
+    if (!options.at_gate)
+        text.set("ExecCondition", "");
+    for (const char* key : {"ExecStartPre", "ExecStartPost", "ExecStart"})
         text.set(key, "");
     text.set("ExecStart", helper_line(own, options));
     return text.text();

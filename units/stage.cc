@@ -16,6 +16,7 @@
 #include "core/transaction/undo_kinds.h"
 #include "units/definition.h"
 #include "units/drop_in_file.h"
+#include "units/gate.h"
 #include "units/undo.h"
 #include "units/unit_process.h"
 
@@ -48,28 +49,36 @@ Result<void> check_slice_runs(Systemd& systemd, const UnitFacts& facts) {
                 fmt::format("systemctl thaw {}", slice));
 }
 
-Result<void> check_inactive(Systemd& systemd, const UnitFacts& facts) {
+// Is it the unit of the image, and can something start in it?
+Result<void> check_definition(Systemd& systemd, const UnitFacts& facts) {
     CKPT_ASSIGN(std::string load_state, systemd.text(facts.id, "Unit", "LoadState"));
-    // Made by our start. One that is there is not ours; what systemd says of it depends on its state.
-    if (facts.transient && load_state == "not-found")
-        return {};
     if (load_state != "loaded")
         return fail(ErrorKind::kNotFound, facts.id, fmt::format("the unit is {}", load_state),
                     "install the unit as it was at the checkpoint");
+    CKPT_ASSIGN(std::string type, systemd.text(facts.id, "Service", "Type"));
+    if (type != facts.type)
+        return fail(ErrorKind::kConflict, facts.id,
+                    fmt::format("its Type= was {} at the checkpoint and is {} now", facts.type, type));
+    return check_slice_runs(systemd, facts);
+}
+
+// A transient unit is made by our start. One that is there is not ours.
+Result<void> check_absent(const UnitFacts& facts) {
+    return fail(ErrorKind::kConflict, facts.id, "there is a unit of this name by now",
+                "remove its unit file, or forget it by systemctl reset-failed");
+}
+
+Result<void> check_inactive(Systemd& systemd, const UnitFacts& facts) {
+    CKPT_ASSIGN(std::string load_state, systemd.text(facts.id, "Unit", "LoadState"));
+    if (facts.transient && load_state == "not-found")
+        return {};
     CKPT_ASSIGN(std::string state, systemd.text(facts.id, "Unit", "ActiveState"));
     CKPT_ASSIGN(bool has_job, systemd.has_job(facts.id));
     if ((state != "inactive" && state != "failed") || has_job)
         return fail(ErrorKind::kConflict, facts.id,
                     fmt::format("the unit is {}{}", state, has_job ? " and has a job queued" : ""),
                     "stop it first");
-    if (facts.transient)
-        return fail(ErrorKind::kConflict, facts.id, "there is a unit of this name by now",
-                    "remove its unit file, or forget it by systemctl reset-failed");
-    CKPT_ASSIGN(std::string type, systemd.text(facts.id, "Service", "Type"));
-    if (type != facts.type)
-        return fail(ErrorKind::kConflict, facts.id,
-                    fmt::format("its Type= was {} at the checkpoint and is {} now", facts.type, type));
-    CKPT_TRY(check_slice_runs(systemd, facts));
+    CKPT_TRY(facts.transient ? check_absent(facts) : check_definition(systemd, facts));
     return state == "failed" ? systemd.reset_failed(facts.id) : Result<void>();
 }
 
@@ -99,6 +108,7 @@ StagedUnit::StagedUnit(StagedUnit&& other) noexcept
       drop_in_undo_(std::exchange(other.drop_in_undo_, 0)),
       unstage_undo_(std::exchange(other.unstage_undo_, 0)),
       define_undo_(std::exchange(other.define_undo_, 0)),
+      cold_start_undo_(std::exchange(other.cold_start_undo_, 0)),
       placeholder_(std::move(other.placeholder_)),
       helper_pid_(other.helper_pid_),
       helper_pidfd_(std::move(other.helper_pidfd_)),
@@ -122,13 +132,50 @@ Result<StagedUnit> StagedUnit::start(Systemd& systemd, Journal& journal, const U
         CKPT_TRY(staged.start_scope(steps, deadline));
     else
         CKPT_TRY(staged.start_unit(options, steps, deadline));
-    CKPT_TRY(steps.enter("units.stage.take-descriptors"));
-    CKPT_TRY(staged.open_cgroup());
-    if (facts.is_scope())
-        CKPT_TRY(staged.open_streams());
-    else
-        CKPT_TRY(staged.take_descriptors());
+    CKPT_TRY(staged.take_stage(steps));
     return staged;
+}
+
+Result<StagedUnit> StagedUnit::adopt(Systemd& systemd, Journal& journal, const UnitFacts& facts,
+                                     StageOptions options, uint64_t cold_start_undo, Steps& steps,
+                                     Deadline deadline) {
+    StagedUnit staged(systemd, journal, facts);
+    staged.cold_start_undo_ = cold_start_undo;
+    options.at_gate = true;
+    auto laid_out = staged.lay_out(std::move(options), steps, deadline);
+    if (laid_out)
+        return staged;
+    (void)note_cold_start(facts.id, laid_out.error().line());
+    return tl::unexpected(std::move(laid_out).error());
+}
+
+Result<void> StagedUnit::lay_out(StageOptions options, Steps& steps, Deadline deadline) {
+    CKPT_TRY(steps.enter("units.stage.check"));
+    CKPT_TRY(facts_.transient ? check_absent(facts_) : check_definition(*systemd_, facts_));
+    CKPT_ASSIGN(ScopedFd gate, find_gate(*systemd_, facts_.id));
+    if (!gate)
+        return fail(ErrorKind::kConflict, facts_.id, "its start does not wait for us");
+    CKPT_TRY(write_drop_in(options, steps));
+    CKPT_TRY(open_gate(gate, steps));
+    CKPT_TRY(wait_helper(options, steps, deadline));
+    return take_stage(steps);
+}
+
+// PID 1 has read our drop-in by now, so a gate that lives lets the unit pass to the stage. One that has gone
+// before may have let it pass to a cold start.
+Result<void> StagedUnit::open_gate(const ScopedFd& gate, Steps& steps) {
+    CKPT_TRY(steps.enter("units.stage.open-gate"));
+    if (syscall(SYS_pidfd_send_signal, gate.get(), kGateStaged, nullptr, 0) == 0)
+        return {};
+    if (errno != ESRCH)
+        return fail_errno(facts_.id, "cannot open its gate");
+    return fail(ErrorKind::kConflict, facts_.id, "its start has not waited for us");
+}
+
+Result<void> StagedUnit::take_stage(Steps& steps) {
+    CKPT_TRY(steps.enter("units.stage.take-descriptors"));
+    CKPT_TRY(open_cgroup());
+    return facts_.is_scope() ? open_streams() : take_descriptors();
 }
 
 Result<void> StagedUnit::write_drop_in(const StageOptions& options, Steps& steps) {
@@ -147,6 +194,16 @@ Result<void> StagedUnit::write_drop_in(const StageOptions& options, Steps& steps
                        "units.stage", steps, drop_in_undo_);
 }
 
+// How the start job ended, if it did. Of a unit that was adopted the job is somebody else's.
+Result<std::optional<std::string>> StagedUnit::end_of_start() {
+    if (!start_job_.empty())
+        return systemd_->job_result(start_job_);
+    CKPT_ASSIGN(std::string state, systemd_->text(facts_.id, "Unit", "ActiveState"));
+    if (state == "activating")
+        return std::optional<std::string>();
+    return std::optional<std::string>(state);
+}
+
 Result<pid_t> StagedUnit::find_helper(const StageOptions& options) {
     struct stat helper;
     if (stat(options.helper.c_str(), &helper) != 0)
@@ -156,7 +213,7 @@ Result<pid_t> StagedUnit::find_helper(const StageOptions& options) {
     CKPT_ASSIGN(uint64_t pid, systemd_->number(facts_.id, "Service", property));
     if (pid != 0 && is_ready_helper(static_cast<pid_t>(pid), helper))
         return static_cast<pid_t>(pid);
-    CKPT_ASSIGN(auto ended, systemd_->job_result(start_job_));
+    CKPT_ASSIGN(auto ended, end_of_start());
     if (ended)
         return tl::unexpected(staging_failure(*systemd_, facts_, fmt::format("its job is {}", *ended)));
     return 0;
@@ -167,6 +224,10 @@ Result<void> StagedUnit::start_unit(const StageOptions& options, Steps& steps, D
     CKPT_TRY(steps.enter("units.stage.start-unit"));
     CKPT_ASSIGN(start_job_, facts_.transient ? start_transient(*systemd_, facts_, 0)
                                              : systemd_->start_unit(facts_.id));
+    return wait_helper(options, steps, deadline);
+}
+
+Result<void> StagedUnit::wait_helper(const StageOptions& options, Steps& steps, Deadline deadline) {
     CKPT_TRY(steps.enter("units.stage.wait-helper"));
     CKPT_TRY(poll_until(deadline, facts_.id, "the stage helper did not come up in time",
                         [&]() -> Result<bool> {
@@ -302,8 +363,10 @@ Result<void> StagedUnit::wait_running(pid_t main_pid, Steps& steps, Deadline dea
 
 // At every instant one of two records is there: the unit leaves the stage, whatever lives in it; or, once
 // the tasks may run, it does so if they died with us. Then PID 1 may not have seen their death yet, and the
-// drop-in must not go before it has.
+// drop-in must not go before it has. The record of a unit at its gate serves for both.
 Result<void> StagedUnit::commit_to(pid_t main_pid, const std::function<Result<void>()>& commit) {
+    if (cold_start_undo_ != 0)
+        return commit();
     if (facts_.transient) {
         CKPT_ASSIGN(define_undo_, undo_by_defining(*journal_, facts_.id, facts_.definition));
     }
@@ -330,6 +393,7 @@ Result<void> StagedUnit::hand_over(pid_t main_pid, const std::function<Result<vo
     if (journal_->undo(drop_in_undo_))
         drop_in_undo_ = 0;
     (void)journal_->drop(unless_alive);
+    (void)journal_->drop(std::exchange(cold_start_undo_, 0));
     return {};
 }
 
@@ -350,6 +414,10 @@ Result<void> StagedUnit::abandon() {
     if (drop_in_undo_ != 0) {
         CKPT_TRY(journal_->undo(drop_in_undo_));
         drop_in_undo_ = 0;
+    }
+    if (cold_start_undo_ != 0) {
+        CKPT_TRY(journal_->undo(cold_start_undo_));
+        cold_start_undo_ = 0;
     }
     return {};
 }

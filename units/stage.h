@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <string>
 #include <sys/types.h>
 #include <utility>
@@ -28,12 +29,15 @@ struct StageOptions {
     std::string helper = "/usr/libexec/checkpointd/stage";
     // After this long without a word from us the helper gives up by itself ...
     std::chrono::seconds helper_deadline{600};
-    // ... by running the unit's own command (a cold start, for boot) or by leaving with an error.
+    // ... by running the unit's own command (a cold start) or by leaving with an error.
     bool cold_start_on_deadline = false;
     // The unit has NoExecPaths=, so the helper must be allowed. StagedUnit finds that out by itself.
     bool needs_exec_path = false;
     // The unit has SystemCallFilter=, so what the helper calls must be allowed. Found out likewise.
     bool needs_calls = false;
+    // The unit waits at its gate: the gate's line stays, and so do the ways in which systemd ends processes,
+    // because a unit that fails must be told from one that was stopped. Set by StagedUnit::adopt().
+    bool at_gate = false;
 };
 
 // Text of the drop-in that stages `facts`. `commands` is the unit's own ExecStart= of *now*, which the
@@ -43,13 +47,20 @@ std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecComman
 
 // A unit that systemd has started with our helper in it. Everything is journaled first: whether start()
 // fails, abandon() is called, the object is destroyed or the worker dies, the unit ends inactive, with no
-// process, not failed, and without our drop-in. Only a completed hand_over() keeps it.
+// process, not failed, and without our drop-in (or, if it was adopted, by a cold start). Only a completed
+// hand_over() keeps it.
 class StagedUnit : public UnitStage {
   public:
     // Stages the inactive unit of `facts` (from the image). `systemd` and `journal` must outlive the
     // object. kConflict when the unit is not inactive; all other reasons come as typed errors.
     static Result<StagedUnit> start(Systemd& systemd, Journal& journal, const UnitFacts& facts,
                                     const StageOptions& options, Steps& steps, Deadline deadline);
+    // Stages a unit that PID 1 has begun to start and that waits at its gate (gate.h). What has to be done
+    // if it fails is in the journal already, as `cold_start_undo` (cold_start.h): a cold start in the same
+    // start job. On failure that was done when this returns, with the error as the reason.
+    static Result<StagedUnit> adopt(Systemd& systemd, Journal& journal, const UnitFacts& facts,
+                                    StageOptions options, uint64_t cold_start_undo, Steps& steps,
+                                    Deadline deadline);
     StagedUnit(StagedUnit&& other) noexcept;
     StagedUnit& operator=(StagedUnit&&) = delete;
     ~StagedUnit() override;
@@ -79,6 +90,11 @@ class StagedUnit : public UnitStage {
     Result<void> write_drop_in(const StageOptions& options, Steps& steps);
     Result<void> start_scope(Steps& steps, Deadline deadline);
     Result<void> start_unit(const StageOptions& options, Steps& steps, Deadline deadline);
+    Result<void> lay_out(StageOptions options, Steps& steps, Deadline deadline);
+    Result<void> open_gate(const ScopedFd& gate, Steps& steps);
+    Result<void> wait_helper(const StageOptions& options, Steps& steps, Deadline deadline);
+    Result<void> take_stage(Steps& steps);
+    Result<std::optional<std::string>> end_of_start();
     Result<pid_t> find_helper(const StageOptions& options);
     Result<void> open_cgroup();
     Result<ScopedFd> take_listener(const UnitExternal& wanted, const std::vector<std::string>& names);
@@ -95,7 +111,8 @@ class StagedUnit : public UnitStage {
     uint64_t drop_in_undo_ = 0;
     uint64_t unstage_undo_ = 0;
     uint64_t define_undo_ = 0;
-    ScopeHolder placeholder_;  // a scope's helper
+    uint64_t cold_start_undo_ = 0;  // of an adopted unit, in the place of the two above
+    ScopeHolder placeholder_;       // a scope's helper
     pid_t helper_pid_ = 0;
     ScopedFd helper_pidfd_;
     ScopedFd cgroup_fd_;

@@ -348,6 +348,10 @@ Result<std::string> Systemd::stop_unit(const std::string& unit, const char* mode
     return impl_->queue_job("StopUnit", unit, mode);
 }
 
+Result<std::string> Systemd::restart_unit(const std::string& unit, const char* mode) {
+    return impl_->queue_job("RestartUnit", unit, mode);
+}
+
 static int append_text(sd_bus_message* call, const char* name, const std::string& value) {
     return value.empty() ? 0 : sd_bus_message_append(call, "(sv)", name, "s", value.c_str());
 }

@@ -66,6 +66,7 @@ class Systemd {
     // Queue a job and return its object path. `mode` as in systemctl --job-mode.
     Result<std::string> start_unit(const std::string& unit, const char* mode = "replace");
     Result<std::string> stop_unit(const std::string& unit, const char* mode = "replace");
+    Result<std::string> restart_unit(const std::string& unit, const char* mode = "replace");
     Result<std::string> start_transient_unit(const TransientUnit& unit);
     // Has the job that start_unit() or stop_unit() queued ended, and how? Does not wait.
     Result<std::optional<std::string>> job_result(const std::string& job);

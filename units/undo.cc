@@ -8,6 +8,7 @@
 #include "core/kernel/liveness.h"
 #include "core/transaction/undo_kinds.h"
 #include "units/definition.h"
+#include "units/cold_start.h"
 #include "units/drop_in.h"
 #include "units/tell.h"
 #include "units/unit_process.h"
@@ -38,15 +39,10 @@ Result<bool> remove_file(const std::string& path) {
     return existed;
 }
 
-Result<void> remove_drop_in(const UndoArgs& args) {
+Result<void> undo_drop_in(const UndoArgs& args) {
     CKPT_ASSIGN(std::string unit, unit_argument(args, 1, kRemoveDropIn));
     CKPT_ASSIGN(Systemd systemd, Systemd::connect());
-    CKPT_ASSIGN(bool existed, remove_file(drop_in_path(kRuntimeUnitDir, unit)));
-    // A job that died between the removal and the reload left no file, but a unit that remembers it.
-    CKPT_ASSIGN(bool is_loaded, has_drop_in(systemd, unit));
-    if (existed || is_loaded)
-        return systemd.reload();
-    return {};
+    return remove_drop_in(systemd, unit);
 }
 
 Result<void> await_stop(const UndoArgs& args) {
@@ -79,11 +75,12 @@ Result<void> unstage(const UndoArgs& args) {
 }  // namespace
 
 void add_unit_undo_kinds(UndoTable& table) {
-    table.add(kRemoveDropIn, remove_drop_in);
+    table.add(kRemoveDropIn, undo_drop_in);
     table.add(kAwaitStop, await_stop);
     table.add(kUnstage, unstage);
     add_definition_undo_kind(table);
     add_tell_undo_kind(table);
+    table.add(kColdStart, run_cold_start);
 }
 
 Result<uint64_t> undo_by_removing_drop_in(Journal& journal, const std::string& unit) {
@@ -102,6 +99,15 @@ Result<uint64_t> undo_by_unstaging_unless_alive(Journal& journal, const std::str
                                                 pid_t main_pid) {
     CKPT_ASSIGN(const uint64_t started, process_start_time(main_pid));
     return journal.add(kUnstage, {unit, std::to_string(main_pid), std::to_string(started)});
+}
+
+Result<void> remove_drop_in(Systemd& systemd, const std::string& unit) {
+    CKPT_ASSIGN(bool existed, remove_file(drop_in_path(kRuntimeUnitDir, unit)));
+    // A job that died between the removal and the reload left no file, but a unit that remembers it.
+    CKPT_ASSIGN(bool is_loaded, has_drop_in(systemd, unit));
+    if (existed || is_loaded)
+        return systemd.reload();
+    return {};
 }
 
 Result<bool> has_drop_in(Systemd& systemd, const std::string& unit) {

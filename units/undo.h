@@ -12,7 +12,7 @@
 
 namespace checkpointd {
 
-// Adds units.remove-drop-in, units.await-stop, units.unstage, units.define and units.tell.
+// Adds units.remove-drop-in, units.await-stop, units.unstage, units.define, units.tell and units.cold-start.
 void add_unit_undo_kinds(UndoTable& table);
 
 // Undo: our drop-in is removed and forgotten by PID 1.
@@ -27,6 +27,9 @@ Result<uint64_t> undo_by_unstaging(Journal& journal, const std::string& unit);
 
 // The same, unless the process `main_pid` lives: it dies with us until it is let go.
 Result<uint64_t> undo_by_unstaging_unless_alive(Journal& journal, const std::string& unit, pid_t main_pid);
+
+// Removes our drop-in and reloads, unless there is nothing to do.
+Result<void> remove_drop_in(Systemd& systemd, const std::string& unit);
 
 // Is our drop-in part of the unit as PID 1 has it loaded now?
 Result<bool> has_drop_in(Systemd& systemd, const std::string& unit);

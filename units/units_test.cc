@@ -9,6 +9,7 @@
 
 #include "units/check_state.h"
 #include "units/drop_in.h"
+#include "units/gate.h"
 #include "units/pid_floor.h"
 #include "units/resolve.h"
 #include "units/security_label.h"
@@ -44,6 +45,13 @@ TEST(DropIn, UnitNames) {
                             "@.service", "a\n.service"})
         EXPECT_FALSE(is_valid_unit_name(bad)) << bad;
     EXPECT_FALSE(is_valid_unit_name(std::string(250, 'a') + ".service"));
+}
+
+TEST(Gate, DropInSurvivesEverything) {
+    EXPECT_EQ(gate_drop_in("a@x.service", "/gate"),
+              "# Written by checkpointd's generator: this unit has an image, see checkpointd(8).\n"
+              "\n[Service]\nExecCondition=-+/gate \"a@x.service\"\n");
+    EXPECT_LT(kGateDropInName, kDropInName) << "the restore drop-in must be read after the gate's";
 }
 
 UnitFacts sample_facts(const std::string& type) {

@@ -70,6 +70,7 @@ class Reader {
     std::optional<Microseconds> duration(const YAML::Node& node);
     std::optional<bool> boolean(const YAML::Node& node, const std::string& key);
     std::optional<unsigned> number(const YAML::Node& node, const std::string& key, unsigned limit);
+    std::optional<bool> reuse(const YAML::Node& node);
 
     Policy& policy_;
     std::string file_;
@@ -141,6 +142,18 @@ void Reader::section(const YAML::Node& node, const std::string& what, PolicySect
              {{"timeouts", [&](auto&, auto& value) { timeouts(value, section); }},
               {"plugins", [&](auto&, auto& value) { plugins(value, section); }},
               {"tell", [&](auto&, auto& value) { tell(value, section); }},
+              {"restore-at-boot",
+               [&](auto& key, auto& value) {
+                   if (auto flag = boolean(value, key)) section.restore_at_boot = flag;
+               }},
+              {"reuse",
+               [&](auto&, auto& value) {
+                   if (auto flag = reuse(value)) section.reuse = flag;
+               }},
+              {"checkpoint-at-shutdown",
+               [&](auto& key, auto& value) {
+                   if (auto flag = boolean(value, key)) section.checkpoint_at_shutdown = flag;
+               }},
               {"sync",
                [&](auto& key, auto& value) {
                    if (auto flag = boolean(value, key))
@@ -206,6 +219,13 @@ std::optional<bool> Reader::boolean(const YAML::Node& node, const std::string& k
     return std::nullopt;
 }
 
+std::optional<bool> Reader::reuse(const YAML::Node& node) {
+    if (node.IsScalar() && node.Scalar() == "always") return true;
+    if (node.IsScalar() && node.Scalar() == "never") return false;
+    error(node, "\"reuse\" must be never or always");
+    return std::nullopt;
+}
+
 std::optional<unsigned> Reader::number(const YAML::Node& node, const std::string& key,
                                        unsigned limit) {
     const std::string text = node.IsScalar() ? node.Scalar() : std::string();
@@ -225,6 +245,9 @@ void lay_over(UnitPolicy& result, const PolicySection& section) {
     if (section.reserve_pids)
         result.reserve_pids = *section.reserve_pids;
     result.tell.lay_over(section.tell);
+    if (section.restore_at_boot) result.restore_at_boot = *section.restore_at_boot;
+    if (section.reuse) result.reuse = *section.reuse;
+    if (section.checkpoint_at_shutdown) result.checkpoint_at_shutdown = *section.checkpoint_at_shutdown;
 }
 
 // Parses; yaml-cpp's exceptions end here.
@@ -312,8 +335,12 @@ std::string print_policy(const UnitPolicy& policy) {
     for (Phase phase : all_phases())
         text += fmt::format("    {}: {}\n", to_string(phase),
                             format_duration(policy.timeout(phase)));
-    text += fmt::format("  keep: {}\n  sync: {}\n  reserve-pids: {}\n", policy.keep,
-                        policy.sync ? "yes" : "no", policy.reserve_pids ? "yes" : "no");
+    auto yes_no = [](bool on) { return on ? "yes" : "no"; };
+    text += fmt::format("  keep: {}\n  sync: {}\n  reserve-pids: {}\n", policy.keep, yes_no(policy.sync),
+                        yes_no(policy.reserve_pids));
+    text += fmt::format("  restore-at-boot: {}\n  reuse: {}\n  checkpoint-at-shutdown: {}\n",
+                        yes_no(policy.restore_at_boot), policy.reuse ? "always" : "never",
+                        yes_no(policy.checkpoint_at_shutdown));
     if (!policy.plugins.empty()) text += "  plugins:\n";
     for (const auto& [name, on] : policy.plugins)
         text += fmt::format("    {}: {}\n", quoted(name), on ? "yes" : "no");

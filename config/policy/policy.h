@@ -27,6 +27,9 @@ struct UnitPolicy {
     unsigned keep = 1;                       // images of the unit that are kept; 0: all
     bool sync = true;                        // to disk before the unit is stopped
     bool reserve_pids = true;                // while the unit is off
+    bool restore_at_boot = false;            // each start of the unit is a restore if there is an image
+    bool reuse = false;                      // an image is restored any number of times
+    bool checkpoint_at_shutdown = false;     // taken to disk when the system goes down
     std::map<std::string, bool> plugins;     // those that are named
     TellSettings tell;                       // over what the unit itself asks for
 
@@ -40,6 +43,9 @@ struct PolicySection {
     std::optional<unsigned> keep;
     std::optional<bool> sync;
     std::optional<bool> reserve_pids;
+    std::optional<bool> restore_at_boot;
+    std::optional<bool> reuse;
+    std::optional<bool> checkpoint_at_shutdown;
     std::map<std::string, bool> plugins;
     TellSettings tell;
 };

@@ -95,7 +95,8 @@ std::string complaint(const std::string& text) {
 TEST(Policy, ErrorsHavePositionAndAllowedKeys) {
     auto text = complaint("defaults:\n  kep: 3\n  sync: maybe\n  timeouts:\n    memory: 5 parsecs\n");
     EXPECT_NE(text.find("p.yaml:2:3: unknown key \"kep\" in defaults"), std::string::npos) << text;
-    EXPECT_NE(text.find("allowed: keep, plugins, reserve-pids, sync, tell, timeouts"),
+    EXPECT_NE(text.find("allowed: checkpoint-at-shutdown, keep, plugins, reserve-pids, restore-at-boot, reuse, "
+                        "sync, tell, timeouts"),
               std::string::npos)
         << text;
     EXPECT_NE(text.find("p.yaml:3:9: \"sync\" must be yes or no"), std::string::npos) << text;

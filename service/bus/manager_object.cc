@@ -73,6 +73,46 @@ void ManagerObject::RestoreUnit(sdbus::Result<sdbus::ObjectPath>&& result, std::
                      });
 }
 
+void ManagerObject::ReviveUnit(sdbus::Result<sdbus::ObjectPath>&& result, std::string unit) {
+    auto reply = share(std::move(result));
+    const Caller who = caller();
+    authority_.check(who, "restore", {{"unit", unit}},
+                     [this, reply, unit, who](checkpointd::Result<void> allowed) {
+                         if (!allowed) return reply->returnError(bus::to_bus(allowed.error()));
+                         answer_job(reply, manager_.revive(unit, who.uid));
+                     });
+}
+
+void ManagerObject::EnableUnit(sdbus::Result<>&& result, std::string unit) {
+    auto reply = share(std::move(result));
+    auto done = [reply](checkpointd::Result<std::string> enabled) {
+        enabled ? reply->returnResults() : reply->returnError(bus::to_bus(enabled.error()));
+    };
+    authority_.check(caller(), "enable", {{"unit", unit}},
+                     [this, done, unit](checkpointd::Result<void> allowed) {
+                         if (!allowed) return done(tl::unexpected(std::move(allowed).error()));
+                         manager_.enable(unit, done);
+                     });
+}
+
+void ManagerObject::DisableUnit(sdbus::Result<>&& result, std::string unit) {
+    auto reply = share(std::move(result));
+    authority_.check(caller(), "enable", {{"unit", unit}},
+                     [this, reply, unit](checkpointd::Result<void> allowed) {
+                         auto done = allowed ? manager_.disable(unit) : std::move(allowed);
+                         done ? reply->returnResults() : reply->returnError(bus::to_bus(done.error()));
+                     });
+}
+
+void ManagerObject::ListUnits(sdbus::Result<std::vector<UnitRow>>&& result) {
+    manager_.touch();
+    auto all = manager_.units();
+    if (!all) return result.returnError(bus::to_bus(all.error()));
+    std::vector<UnitRow> rows;
+    for (const UnitSummary& unit : *all) rows.emplace_back(unit.unit, unit.enabled, unit.image);
+    result.returnResults(rows);
+}
+
 void ManagerObject::ListImages(sdbus::Result<std::vector<ImageRow>>&& result) {
     manager_.touch();
     auto all = manager_.images().list();
@@ -91,6 +131,7 @@ void ManagerObject::GetImage(sdbus::Result<bus::VariantMap>&& result, std::strin
     result.returnResults({{"Id", bus::variant(image->id)},
                           {"Unit", bus::variant(image->unit)},
                           {"State", bus::variant(image->state)},
+                          {"Reason", bus::variant(image->reason)},
                           {"Path", bus::variant(image->path)},
                           {"CreatedUsec", bus::variant(image->created_usec)},
                           {"Bytes", bus::variant(image->bytes)},

@@ -28,6 +28,7 @@ class ManagerObject : public sdbus::AdaptorInterfaces<org::checkpointd1::Manager
 
   private:
     using ImageRow = sdbus::Struct<std::string, std::string, std::string, uint64_t, uint64_t, uint64_t>;
+    using UnitRow = sdbus::Struct<std::string, std::string, std::string>;
     using JobRow = sdbus::Struct<uint32_t, std::string, std::string, std::string, std::string, double,
                                  sdbus::ObjectPath>;
 
@@ -35,6 +36,10 @@ class ManagerObject : public sdbus::AdaptorInterfaces<org::checkpointd1::Manager
                         bus::VariantMap options) override;
     void RestoreUnit(sdbus::Result<sdbus::ObjectPath>&& result, std::string target,
                      bus::VariantMap options) override;
+    void ReviveUnit(sdbus::Result<sdbus::ObjectPath>&& result, std::string unit) override;
+    void EnableUnit(sdbus::Result<>&& result, std::string unit) override;
+    void DisableUnit(sdbus::Result<>&& result, std::string unit) override;
+    void ListUnits(sdbus::Result<std::vector<UnitRow>>&& result) override;
     void ListImages(sdbus::Result<std::vector<ImageRow>>&& result) override;
     void GetImage(sdbus::Result<bus::VariantMap>&& result, std::string id) override;
     void RemoveImage(sdbus::Result<>&& result, std::string id, bus::VariantMap options) override;

@@ -141,6 +141,10 @@ void WorkerUnits::report_gone(uint32_t job, std::optional<Error> error) {
     if (gone_) gone_(job, std::move(error));
 }
 
+void WorkerUnits::reload_units() {
+    systemd_->callMethodAsync("Reload").onInterface(kManager).uponReplyInvoke([](bus::AsyncError) {});
+}
+
 void WorkerUnits::cancel(uint32_t job) {
     systemd_->callMethodAsync("KillUnit")
         .onInterface(kManager)

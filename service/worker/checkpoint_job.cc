@@ -199,6 +199,7 @@ Result<std::set<std::string>> CheckpointJob::find_stage_ties(const std::vector<p
 }
 
 Result<void> CheckpointJob::add_our_files() {
+    CKPT_ASSIGN(facts_.origin, origin_of(systemd_, facts_.id, held_->pids()));
     if (!has_unit_files(facts_)) return {};
     CKPT_TRY(steps_.enter("checkpoint.unit-files"));
     CKPT_ASSIGN(auto file, open_at(pending_->dir().fd(), kUnitFilesName,
@@ -228,6 +229,9 @@ Result<images::ImageInfo> CheckpointJob::describe() const {
     info.main_pid = static_cast<uint64_t>(facts_.main_pid);
     info.pids = info_.pids;
     info.max_pid = info_.max_pid;
+    auto listens = [](const UnitExternal& external) { return external.kind == ExternalKind::kListen; };
+    if (std::any_of(facts_.externals.begin(), facts_.externals.end(), listens))
+        info.extra[kListensName] = "yes";
     info.extra["pages"] = std::to_string(stats_.pages_written + stats_.shared_pages_written);
     return info;
 }

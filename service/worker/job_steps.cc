@@ -59,7 +59,7 @@ constexpr std::array kRestore{
     Entry{"restore.", Phase::kRebuild, 0.35},
     Entry{"restore.open", Phase::kPrepare, 0.00},
     Entry{"restore.verify", Phase::kPrepare, 0.05},
-    Entry{"restore.preflight", Phase::kPrepare, 0.10},
+    Entry{"restore.fresh", Phase::kPrepare, 0.15},
     Entry{"units.stage.", Phase::kStart, 0.20},
     Entry{"units.resume.", Phase::kStart, 0.20},
     Entry{"units.resume.check-main", Phase::kStart, 0.92},
@@ -68,8 +68,8 @@ constexpr std::array kRestore{
     Entry{"restore.unit-files", Phase::kRebuild, 0.30},
     Entry{"restore.commit", Phase::kRebuild, 0.90},
     Entry{"units.hand-over.", Phase::kStart, 0.92},
-    Entry{"restore.tell", Phase::kStart, 0.93},
-    Entry{"restore.mark-consumed", Phase::kCommit, 0.98},
+    Entry{"restore.mark-consumed", Phase::kCommit, 0.93},
+    Entry{"restore.tell", Phase::kStart, 0.95},
 };
 
 template <size_t N>

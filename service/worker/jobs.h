@@ -14,6 +14,8 @@ namespace checkpointd {
 // What a worker leaves in an image beside CRIU's files.
 inline constexpr const char* kUnitFactsName = "checkpointd-unit.json";
 inline constexpr const char* kUnitFilesName = "checkpointd-files.tar";
+// In an image's info: its unit has sockets of PID 1's, whose first client may wake it.
+inline constexpr const char* kListensName = "listens";
 
 // The unit goes to disk. Mode stop: it is inactive afterwards; suspend: it is active, with a placeholder;
 // snapshot: it goes on. On failure (before its tasks end) the unit runs on as before and the store has no

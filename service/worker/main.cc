@@ -20,6 +20,7 @@
 #include "service/worker/jobs.h"
 #include "service/worker/settle.h"
 #include "units/pid_reservation.h"
+#include "units/revivable.h"
 #include "units/suspend.h"
 #include "units/undo.h"
 
@@ -90,11 +91,18 @@ Result<std::string> remove_image(const std::string& store_dir, const std::string
     return std::string();
 }
 
+Result<std::string> check_enable(const std::string& unit) {
+    CKPT_ASSIGN(auto systemd, Systemd::connect());
+    CKPT_TRY(check_revivable(systemd, unit));
+    return std::string();
+}
+
 Result<std::string> dispatch(const std::vector<std::string>& args) {
     if (args.size() == 2 && args[0] == "run") return run_job(args[1]);
     if (args.size() == 2 && args[0] == "recover") return recover_job(args[1]);
     if (args.size() == 3 && args[0] == "explain") return explain_image(args[1], args[2]);
     if (args.size() == 3 && args[0] == "remove-image") return remove_image(args[1], args[2]);
+    if (args.size() == 2 && args[0] == "check-enable") return check_enable(args[1]);
     return fail(ErrorKind::kBadInput, "checkpointd-worker", "is started by checkpointd only",
                 "use crctl(1)");
 }

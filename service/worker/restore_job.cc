@@ -12,7 +12,10 @@
 #include "images/image_store.h"
 #include "images/manifest.h"
 #include "service/worker/settle.h"
+#include "units/cold_start.h"
 #include "units/files_archive.h"
+#include "units/gate.h"
+#include "units/origin.h"
 #include "units/pid_floor.h"
 #include "units/pid_reservation.h"
 #include "units/resolve.h"
@@ -44,9 +47,13 @@ class RestoreJob {
           store_(std::move(store)) {}
 
     Result<JobResult> run();
+    // Is the unit going to start cold when this ends, and does not know why yet?
+    bool owes_reason() const { return cold_start_ != 0; }
 
   private:
     Result<void> open_image();
+    Result<void> check_state(const images::StoredImage& stored);
+    Result<void> check_fresh();
     void keep_pids_free() const;
     Result<void> stage();
     Result<void> stage_beside(Placeholder placeholder);
@@ -54,9 +61,12 @@ class RestoreJob {
     Result<void> put_files_back();
     RestoreRequest engine_request();
     Result<void> build();
+    Result<void> consume();
+    void unconsume();
     Result<void> run_at_once();
     void tell();
     Result<void> let_go();
+    void end_reservations();
     JobResult result() const;
 
     const JobRequest& request_;
@@ -65,14 +75,17 @@ class RestoreJob {
     Systemd systemd_;
     ImageStore store_;
     images::ImageId id_;
+    ImageState state_ = ImageState::kReady;  // before us
+    uint64_t cold_start_ = 0;                // undo of a unit at its gate, not done yet
     std::optional<images::ImageDir> image_;
     images::ImageInfo info_;
     UnitFacts facts_;
+    std::optional<Placeholder> placeholder_;  // of a suspended unit
     std::unique_ptr<UnitStage> staged_;
     std::optional<BuiltForest> forest_;
     RestoreStats stats_;
     uint64_t tell_undo_ = 0;
-    std::vector<uint64_t> pids_undo_;
+    std::vector<std::pair<uint64_t, std::string>> pids_undo_;  // and for which image they were reserved
     pid_t main_pid_ = 0;
 };
 
@@ -81,15 +94,41 @@ Result<void> RestoreJob::open_image() {
     CKPT_ASSIGN(id_, images::parse_image_id(request_.image_id));
     CKPT_ASSIGN(auto stored, store_.get(id_));
     if (stored.damage) return tl::unexpected(std::move(*stored.damage));
-    if (stored.state == ImageState::kPending)
-        return fail(ErrorKind::kConflict, request_.image_id,
-                    "is pending: the unit that it was taken of may still run");
+    CKPT_TRY(check_state(stored));
     CKPT_TRY(steps_.enter("restore.verify"));
     CKPT_ASSIGN(image_, store_.open_image(id_));
     CKPT_TRY(images::verify(*image_, images::VerifyDepth::kFull, verify_threads()));
     CKPT_ASSIGN(facts_, read_facts(*image_));
     info_ = std::move(stored.info);
+    CKPT_TRY(steps_.enter("restore.fresh"));
+    return check_fresh();
+}
+
+Result<void> RestoreJob::check_state(const images::StoredImage& stored) {
+    state_ = stored.state;
+    if (state_ == ImageState::kPending)
+        return fail(ErrorKind::kConflict, request_.image_id,
+                    "is pending: the unit that it was taken of may still run");
+    if (request_.at_gate && state_ != ImageState::kReady)
+        return fail(ErrorKind::kConflict, request_.image_id,
+                    fmt::format("is {} meanwhile", to_string(state_)));
     return {};
+}
+
+// Who asks for an image by its id that is known to be stale gets it. A suspended unit was not started since: as
+// for one that runs, what its unit files say by now is for its next start.
+Result<void> RestoreJob::check_fresh() {
+    if (!facts_.is_scope()) {
+        CKPT_ASSIGN(placeholder_, find_placeholder(systemd_, facts_.id));
+    }
+    if (state_ == ImageState::kStale) return {};
+    UnitOrigin origin = facts_.origin;
+    if (placeholder_) origin.unit_files.clear();
+    auto fresh = check_origin(systemd_, facts_.id, origin);
+    if (fresh || fresh.error().kind != ErrorKind::kConflict) return fresh;
+    CKPT_TRY(store_.set_state(id_, ImageState::kStale, fresh.error().line()));
+    return tl::unexpected(std::move(fresh).error().with_remedy(
+        fmt::format("the image is stale; crctl restore {} restores it nevertheless", id_.text())));
 }
 
 // What systemd and we start from here on must not take a number that the image needs. Where that cannot
@@ -100,13 +139,14 @@ void RestoreJob::keep_pids_free() const {
 }
 
 Result<void> RestoreJob::stage() {
-    if (!facts_.is_scope()) {
-        CKPT_ASSIGN(auto placeholder, find_placeholder(systemd_, facts_.id));
-        if (placeholder) return stage_beside(std::move(*placeholder));
-    }
-    CKPT_ASSIGN(auto staged, StagedUnit::start(systemd_, journal_, facts_, StageOptions{}, steps_,
-                                               steps_.deadline_of(Phase::kStart)));
-    staged_ = std::make_unique<StagedUnit>(std::move(staged));
+    if (placeholder_) return stage_beside(std::move(*placeholder_));
+    const auto deadline = steps_.deadline_of(Phase::kStart);
+    auto staged = request_.at_gate
+                      ? StagedUnit::adopt(systemd_, journal_, facts_, {}, cold_start_, steps_, deadline)
+                      : StagedUnit::start(systemd_, journal_, facts_, {}, steps_, deadline);
+    if (!staged) cold_start_ = 0;
+    if (!staged) return tl::unexpected(std::move(staged).error());
+    staged_ = std::make_unique<StagedUnit>(std::move(*staged));
     return {};
 }
 
@@ -129,7 +169,7 @@ Result<void> RestoreJob::free_pids() {
     CKPT_TRY(steps_.enter("restore.free-pids"));
     for (const auto& image : images) {
         CKPT_ASSIGN(const uint64_t undo, settle_pids(journal_, request_.store_dir, id_, image.id));
-        pids_undo_.push_back(undo);
+        pids_undo_.emplace_back(undo, image.id.text());
         CKPT_TRY(give_back_numbers(systemd_, image.id.text(), steps_.deadline_of(Phase::kRebuild)));
     }
     return {};
@@ -195,23 +235,46 @@ void RestoreJob::tell() {
         (void)journal_.drop(tell_undo_);
 }
 
+// Before anything of it runs, and on disk: after a power failure it must not be restored a second time.
+Result<void> RestoreJob::consume() {
+    CKPT_TRY(steps_.enter("restore.mark-consumed"));
+    if (request_.policy.reuse) return {};
+    return store_.set_state(id_, ImageState::kConsumed,
+                            fmt::format("restored by job {}", request_.id));
+}
+
+void RestoreJob::unconsume() {
+    if (!request_.policy.reuse) (void)store_.set_state(id_, state_, "");
+}
+
 // From two owners to one: PID 1 learns who the main process is, then the tasks run. What is true of the
 // image is decided by whether they live, also when we die in between.
 Result<void> RestoreJob::let_go() {
     uint64_t settle = 0;
     auto commit = [&]() -> Result<void> {
-        CKPT_ASSIGN(settle, settle_restore(journal_, request_.store_dir, id_, main_pid_));
+        CKPT_ASSIGN(settle, settle_restore(journal_, request_.store_dir,
+                                           {id_, state_, request_.policy.reuse}, main_pid_));
         CKPT_ASSIGN(tell_undo_,
                     undo_by_telling(journal_, facts_, main_pid_, TellOutcome::kRestored));
-        return run_at_once();
+        auto done = consume();
+        if (done) done = run_at_once();
+        if (done) return done;
+        // Nothing of it runs, nor will: the forest is killed by whoever holds it.
+        unconsume();
+        CKPT_TRY(journal_.drop(settle));
+        return done;
     };
     CKPT_TRY(staged_->hand_over(main_pid_, commit, steps_, steps_.deadline_of(Phase::kStart)));
-    CKPT_TRY(steps_.enter("restore.mark-consumed"));
-    CKPT_TRY(store_.set_state(id_, ImageState::kConsumed,
-                              "restored by job " + std::to_string(request_.id)));
-    for (uint64_t undo : pids_undo_)
-        (void)journal_.undo(undo);  // not reserved any more
+    end_reservations();
     return journal_.drop(settle);
+}
+
+// The undo looks at the image's state, and an image that is reused stays ready.
+void RestoreJob::end_reservations() {
+    for (const auto& [undo, image] : pids_undo_) {
+        const bool ended = request_.policy.reuse && end_reservation(systemd_, image);
+        (void)(ended ? journal_.drop(undo) : journal_.undo(undo));
+    }
 }
 
 JobResult RestoreJob::result() const {
@@ -225,6 +288,11 @@ JobResult RestoreJob::result() const {
 }
 
 Result<JobResult> RestoreJob::run() {
+    if (request_.at_gate) {
+        CKPT_ASSIGN(cold_start_, undo_by_cold_start(journal_, request_.unit,
+                                                    fmt::format("the restore by job {} was cut off",
+                                                                request_.id)));
+    }
     CKPT_TRY(open_image());
     keep_pids_free();
     CKPT_TRY(stage());
@@ -235,13 +303,23 @@ Result<JobResult> RestoreJob::run() {
     return result();
 }
 
+// One line of an error, with what lies beneath.
+std::string reason_of(const Error& error) {
+    constexpr size_t kMost = 3;
+    std::string text = error.line();
+    for (size_t i = 0; i < std::min(kMost, error.causes.size()); ++i) text += "; " + error.causes[i].line();
+    return text;
+}
+
 }  // namespace
 
 Result<JobResult> run_restore(const JobRequest& request, Journal& journal, JobSteps& steps) {
     CKPT_ASSIGN(auto systemd, Systemd::connect());
     CKPT_ASSIGN(auto store, ImageStore::open(request.store_dir, false));
     RestoreJob job(request, journal, steps, std::move(systemd), std::move(store));
-    return job.run();
+    auto done = job.run();
+    if (!done && job.owes_reason()) (void)note_cold_start(request.unit, reason_of(done.error()));
+    return done;
 }
 
 Result<std::string> explain_image(const std::string& store_dir, const std::string& image_id) {

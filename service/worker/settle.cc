@@ -18,8 +18,9 @@ constexpr const char* kSnapshotKind = "service.settle-snapshot";
 constexpr const char* kRestoreKind = "service.settle-restore";
 constexpr const char* kPidsKind = "service.settle-pids";
 constexpr std::chrono::seconds kPatience{20};
+constexpr const char *kYes = "yes", *kNo = "no";
 
-// STORE, UNIT/ID, PID, START TIME.
+// STORE, UNIT/ID, PID, START TIME; of a restore also the image's STATE and whether it is reused.
 struct Subject {
     images::ImageStore store;
     images::ImageId id;
@@ -27,12 +28,19 @@ struct Subject {
 };
 
 Result<Subject> read_args(const UndoArgs& args) {
-    if (args.size() != 4) return fail(ErrorKind::kInternal, "undo", "has the wrong arguments");
+    if (args.size() < 4) return fail(ErrorKind::kInternal, "undo", "has the wrong arguments");
     CKPT_ASSIGN(auto store, images::ImageStore::open(args[0], false));
     CKPT_ASSIGN(auto id, images::parse_image_id(args[1]));
     CKPT_ASSIGN(const bool alive,
                 process_lives(static_cast<pid_t>(std::stol(args[2])), std::stoull(args[3])));
     return Subject{std::move(store), std::move(id), alive};
+}
+
+images::ImageState state_from(const std::string& name) {
+    using images::ImageState;
+    for (auto state : {ImageState::kPending, ImageState::kReady, ImageState::kConsumed})
+        if (name == to_string(state)) return state;
+    return ImageState::kStale;
 }
 
 bool absent(const Result<images::StoredImage>& image) {
@@ -65,10 +73,12 @@ Result<void> undo_snapshot(const UndoArgs& args) {
 }
 
 Result<void> undo_restore(const UndoArgs& args) {
+    if (args.size() != 6) return fail(ErrorKind::kInternal, "undo", "has the wrong arguments");
     CKPT_ASSIGN(auto subject, read_args(args));
-    auto image = subject.store.get(subject.id);
-    if (absent(image) || !subject.alive) return {};
-    return subject.store.set_state(subject.id, images::ImageState::kConsumed, "restored");
+    const bool reuse = args[5] == kYes;
+    const auto state = subject.alive ? images::ImageState::kConsumed : state_from(args[4]);
+    if (reuse || absent(subject.store.get(subject.id))) return {};
+    return subject.store.set_state(subject.id, state, subject.alive ? "restored" : "");
 }
 
 Result<void> undo_pids(const UndoArgs& args) {
@@ -85,10 +95,9 @@ Result<void> undo_pids(const UndoArgs& args) {
     return {};
 }
 
-Result<uint64_t> add(Journal& journal, const char* kind, const std::string& store,
-                     const images::ImageId& image, pid_t main_pid) {
+Result<UndoArgs> name_subject(const std::string& store, const images::ImageId& image, pid_t main_pid) {
     CKPT_ASSIGN(const uint64_t started, process_start_time(main_pid));
-    return journal.add(kind, {store, image.text(), std::to_string(main_pid), std::to_string(started)});
+    return UndoArgs{store, image.text(), std::to_string(main_pid), std::to_string(started)};
 }
 
 }  // namespace
@@ -102,7 +111,8 @@ void add_settle_undo_kinds(UndoTable& table) {
 
 Result<uint64_t> settle_checkpoint(Journal& journal, const std::string& store,
                                    const images::ImageId& image, pid_t main_pid) {
-    return add(journal, kCheckpointKind, store, image, main_pid);
+    CKPT_ASSIGN(auto args, name_subject(store, image, main_pid));
+    return journal.add(kCheckpointKind, std::move(args));
 }
 
 Result<uint64_t> settle_snapshot(Journal& journal, const std::string& store,
@@ -110,9 +120,12 @@ Result<uint64_t> settle_snapshot(Journal& journal, const std::string& store,
     return journal.add(kSnapshotKind, {store, image.text()});
 }
 
-Result<uint64_t> settle_restore(Journal& journal, const std::string& store,
-                                const images::ImageId& image, pid_t main_pid) {
-    return add(journal, kRestoreKind, store, image, main_pid);
+Result<uint64_t> settle_restore(Journal& journal, const std::string& store, const RestoredImage& restored,
+                                pid_t main_pid) {
+    CKPT_ASSIGN(auto args, name_subject(store, restored.image, main_pid));
+    args.emplace_back(to_string(restored.before));
+    args.emplace_back(restored.reuse ? kYes : kNo);
+    return journal.add(kRestoreKind, std::move(args));
 }
 
 Result<uint64_t> settle_pids(Journal& journal, const std::string& store,

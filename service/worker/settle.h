@@ -26,11 +26,18 @@ Result<uint64_t> settle_checkpoint(Journal& journal, const std::string& store,
 Result<uint64_t> settle_snapshot(Journal& journal, const std::string& store,
                                  const images::ImageId& image);
 
-// For a restore whose main process is `main_pid`, right before it may run: up to then it dies with the
-// worker, and nothing is to be settled. Undo: it lives on, so the image is consumed; it died with the
-// restore, so the image stays ready.
-Result<uint64_t> settle_restore(Journal& journal, const std::string& store,
-                                const images::ImageId& image, pid_t main_pid);
+// What a restore is about to do to its image.
+struct RestoredImage {
+    images::ImageId image;
+    images::ImageState before = images::ImageState::kReady;
+    bool reuse = false;    // it stays what it is
+};
+
+// For a restore whose main process is `main_pid`, right before the image is consumed and it may run: up to
+// then it dies with the worker, and nothing is to be settled. Undo: it lives on, so the image is consumed; it
+// died with the restore, so the image is what it was before.
+Result<uint64_t> settle_restore(Journal& journal, const std::string& store, const RestoredImage& restored,
+                                pid_t main_pid);
 
 // Before the PIDs that are reserved for `reserved` are given back for a restore of `image`. Undo:
 // that is ready still, so they are reserved again; it is consumed or gone, so they are not.

@@ -97,7 +97,7 @@ TEST_F(Settle, RestoredAndAliveMeansConsumed) {
     commit_image();
     ASSERT_TRUE(store_.set_state(id_, ImageState::kReady, ""));
     Original restored;
-    ASSERT_TRUE(settle_restore(*journal_, store_.path(), id_, restored.pid()));
+    ASSERT_TRUE(settle_restore(*journal_, store_.path(), {id_}, restored.pid()));
     ASSERT_TRUE(journal_->rollback());
     EXPECT_EQ(store_.get(id_)->state, ImageState::kConsumed);
 }
@@ -107,7 +107,7 @@ TEST_F(Settle, RestoredAndDyingLeavesTheImageReady) {
     commit_image();
     ASSERT_TRUE(store_.set_state(id_, ImageState::kReady, ""));
     Original restored;
-    ASSERT_TRUE(settle_restore(*journal_, store_.path(), id_, restored.pid()));
+    ASSERT_TRUE(settle_restore(*journal_, store_.path(), {id_}, restored.pid()));
     restored.kill();
     ASSERT_TRUE(journal_->rollback());
     EXPECT_EQ(store_.get(id_)->state, ImageState::kReady);

@@ -129,7 +129,9 @@ class Subject:
     def check_clean(self, look, when):
         """No trace of a job, whether the unit is up or down."""
         shown = look["unit"]
-        check_equal((shown["DropInPaths"], shown["NeedDaemonReload"]), ("", "no"), f"{when}: drop-ins of PID 1")
+        # The gate's belongs to an image that is ready, not to a job.
+        drop_ins = [path for path in shown["DropInPaths"].split() if not path.endswith("-gate.conf")]
+        check_equal((drop_ins, shown["NeedDaemonReload"]), ([], "no"), f"{when}: drop-ins of PID 1")
         check_equal(look["drop_ins"], [], f"{when}: drop-in files")
         check_equal(look["ours"], [], f"{when}: our processes")
         check_equal(look["images"], self.images, f"{when}: images")
@@ -935,7 +937,8 @@ def every_step_in_the_source_is_gone_through(t):
             if not path.stem.endswith("_test"):
                 said |= set(re.findall(r'\benter\("([a-z.-]+)"\)', path.read_text("utf-8")))
     check(len(said) > 30, "steps in the source", sorted(said))
-    check_equal(sorted(said - seen), [], "steps that no fault was injected into")
+    at_gate = {"units.stage.open-gate"}  # boot.py
+    check_equal(sorted(said - seen - at_gate), [], "steps that no fault was injected into")
 
 
 harness.main()
