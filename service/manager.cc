@@ -65,7 +65,7 @@ Manager::Manager(ManagerConfig config, EventLoop& loop, WorkerControl& workers, 
 
 Result<void> Manager::start() {
     CKPT_TRY(make_run_dir());
-    CKPT_TRY(reload_policy());
+    CKPT_ASSIGN(policy_, load_policy(config_.vendor_policy_dir, config_.admin_policy_dir));
     CKPT_TRY(adopt_all());
     touch();
     return {};
@@ -77,13 +77,15 @@ Result<void> Manager::make_run_dir() {
 }
 
 Result<void> Manager::reload_policy() {
-    CKPT_ASSIGN(policy_, load_policy(config_.vendor_policy_dir, config_.admin_policy_dir));
+    CKPT_ASSIGN(Policy now, load_policy(config_.vendor_policy_dir, config_.admin_policy_dir));
+    const bool orders_shutdown = now.ever_at_shutdown() || policy_.ever_at_shutdown();
+    policy_ = std::move(now);
+    if (orders_shutdown) reload_later();
     return {};
 }
 
 bool Manager::faults_allowed() const {
-    struct stat status {};
-    return lstat(config_.fault_flag().c_str(), &status) == 0 && status.st_uid == geteuid();
+    return checkpointd::faults_allowed(config_.fault_flag());
 }
 
 void Manager::touch() {
@@ -183,17 +185,8 @@ Result<const Job*> Manager::revive(const std::string& name, uid_t caller) {
     request.caller_uid = caller;
     request.policy = policy_.for_unit(unit);
     request.sync = request.policy.sync;
-    request.fault = standing_fault();
+    request.fault = standing_fault(config_.fault_flag());
     return submit(std::move(request));
-}
-
-// Nobody starts these jobs by hand, so a test leaves its wish in the file that allows it.
-std::optional<Fault> Manager::standing_fault() const {
-    if (!faults_allowed()) return std::nullopt;
-    auto text = read_file(AT_FDCWD, config_.fault_flag(), 4096);
-    if (!text) return std::nullopt;
-    auto fault = parse_fault(text->substr(0, text->find('\n')));
-    return fault ? std::optional(std::move(*fault)) : std::nullopt;
 }
 
 void Manager::enable(const std::string& name, Helpers::Done done) {
@@ -236,7 +229,7 @@ void Manager::reload_later() {
             return !entry.second->finished() && entry.second->request().at_gate;
         });
         if (reviving) return reload_later();
-        workers_.reload_units();
+        workers_.reload_units(policy_.ever_at_shutdown());
     });
 }
 

@@ -65,8 +65,9 @@ class WorkerControl {
     virtual void adopt(const Job& job) = 0;
     // Asks it to undo and leave.
     virtual void cancel(uint32_t job) = 0;
-    // daemon-reload: which units have a gate depends on the state of images.
-    virtual void reload_units() = 0;
+    // daemon-reload: which units have a gate depends on the state of images. With `at_shutdown` the unit that
+    // takes others to disk when the system goes down is started then.
+    virtual void reload_units(bool at_shutdown) = 0;
 };
 
 // Work on files that may take long or that reads what is not trusted: done by a helper process.
@@ -156,7 +157,6 @@ class Manager {
     Result<const Job*> submit(JobRequest request);
     Result<void> may_revive(const std::string& unit, const ImageSummary& image) const;
     std::string how_enabled(const std::string& unit) const;
-    std::optional<Fault> standing_fault() const;
     void reload_later();
     Result<void> refuse_conflict(const std::string& unit) const;
     Result<void> make_run_dir();

@@ -4,8 +4,13 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <fmt/ranges.h>
+
+#include "core/base/io.h"
 
 namespace checkpointd {
 namespace {
@@ -98,6 +103,19 @@ Result<RemoveOptions> parse_remove_options(const Options& options) {
     if (auto force = reader.flag("force")) parsed.force = *force;
     CKPT_TRY(reader.finish("RemoveImage"));
     return parsed;
+}
+
+bool faults_allowed(const std::string& flag) {
+    struct stat status {};
+    return lstat(flag.c_str(), &status) == 0 && status.st_uid == geteuid();
+}
+
+std::optional<Fault> standing_fault(const std::string& flag) {
+    if (!faults_allowed(flag)) return std::nullopt;
+    auto text = read_file(AT_FDCWD, flag, 4096);
+    if (!text) return std::nullopt;
+    auto fault = parse_fault(text->substr(0, text->find('\n')));
+    return fault ? std::optional(std::move(*fault)) : std::nullopt;
 }
 
 Result<std::string> normalise_unit(const std::string& name) {

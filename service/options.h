@@ -61,6 +61,11 @@ struct RemoveOptions {
 };
 Result<RemoveOptions> parse_remove_options(const Options& options);
 
+// Is `flag` there and ours: may faults be injected on this host?
+bool faults_allowed(const std::string& flag);
+// Of jobs that nobody starts by hand: a test leaves its wish in the file that allows it.
+std::optional<Fault> standing_fault(const std::string& flag);
+
 // A unit name as systemd.unit(5) allows it, ".service" added where there is no suffix. Other types than
 // services are refused: nothing else can be restored yet.
 Result<std::string> normalise_unit(const std::string& name);

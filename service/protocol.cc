@@ -115,6 +115,7 @@ JobRequest request_from(const json& value) {
     request.mode = value.at("mode");
     request.sync = value.at("sync");
     request.at_gate = value.at("at_gate");
+    request.at_shutdown = value.at("at_shutdown");
     request.caller_uid = value.at("caller_uid");
     request.created_usec = value.at("created_usec");
     request.store_dir = value.at("store_dir");
@@ -173,6 +174,7 @@ std::string to_json(const JobRequest& request) {
                  {"mode", request.mode},
                  {"sync", request.sync},
                  {"at_gate", request.at_gate},
+                 {"at_shutdown", request.at_shutdown},
                  {"caller_uid", request.caller_uid},
                  {"created_usec", request.created_usec},
                  {"store_dir", request.store_dir},

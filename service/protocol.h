@@ -38,6 +38,7 @@ struct JobRequest {
     std::string mode = "stop";
     bool sync = true;
     bool at_gate = false;    // restore only: PID 1 has begun to start the unit, which waits at its gate
+    bool at_shutdown = false;  // checkpoint only: the system goes down, a stop job of the unit waits for us
     uid_t caller_uid = 0;
     uint64_t created_usec = 0;  // CLOCK_REALTIME
     std::string store_dir;      // of the images

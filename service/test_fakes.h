@@ -23,7 +23,7 @@ class FakeWorkers : public WorkerControl {
         if (!alive.contains(job.id())) gone_(job.id(), std::nullopt);
     }
     void cancel(uint32_t job) override { cancelled.insert(job); }
-    void reload_units() override { ++reloads; }
+    void reload_units(bool) override { ++reloads; }
 
     // Leaves a result as a worker does, and dies.
     void finish(uint32_t job, const JobResult& result) {

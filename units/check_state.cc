@@ -105,7 +105,7 @@ Result<void> check_name(const std::string& id) {
     return {};
 }
 
-Result<void> check_state(Systemd& systemd, UnitFacts& facts, Blockers& blockers) {
+Result<void> check_state(Systemd& systemd, UnitFacts& facts, bool stop_is_queued, Blockers& blockers) {
     CKPT_ASSIGN(std::string state, systemd.text(facts.id, "Unit", "ActiveState"));
     CKPT_ASSIGN(std::string substate, systemd.text(facts.id, "Unit", "SubState"));
     if (!runs(facts, substate)) {
@@ -113,7 +113,7 @@ Result<void> check_state(Systemd& systemd, UnitFacts& facts, Blockers& blockers)
         return {};
     }
     CKPT_ASSIGN(bool has_job, systemd.has_job(facts.id));
-    if (has_job && facts.type != "oneshot")
+    if (has_job && facts.type != "oneshot" && !stop_is_queued)
         blockers.add(ErrorKind::kConflict, "systemd has a job queued for it", "try again later");
     CKPT_ASSIGN(auto placeholder, Placeholder::find(facts.main_pid));
     if (placeholder)

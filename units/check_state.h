@@ -15,6 +15,7 @@ namespace checkpointd {
 Result<void> check_name(const std::string& id);
 
 // A unit can be carried while its program runs, and no command beside it. Sets facts.exec_index.
-Result<void> check_state(Systemd& systemd, UnitFacts& facts, Blockers& blockers);
+// `stop_is_queued`: so it is, and waits for us.
+Result<void> check_state(Systemd& systemd, UnitFacts& facts, bool stop_is_queued, Blockers& blockers);
 
 }  // namespace checkpointd

@@ -72,7 +72,7 @@ Result<std::vector<std::string>> write_gates(const std::string& store, const std
         const std::string& unit = image.id.unit;
         bool known = std::find(units.begin(), units.end(), unit) != units.end();
         if (image.damage || image.state != images::ImageState::kReady || known ||
-            !is_valid_unit_name(unit) || !unit.ends_with(".service") ||
+            !is_valid_unit_name(unit) || !unit.ends_with(".service") || image.info.extra.contains(kNoUnitFile) ||
             !is_start_image(image.info.mode, is_reused(unit)))
             continue;
         CKPT_TRY(write_gate(directory, unit));

@@ -30,6 +30,9 @@ inline constexpr int kGateCold = 12;    // SIGUSR2: leave, and let it be a cold 
 // without the unit's sandbox, so that it needs no right that the unit would not have.
 std::string gate_drop_in(const std::string& unit, const std::string& gate = kGateProgram);
 
+// In an image's info: systemd cannot start its unit, whose definition vanished with it.
+inline constexpr const char* kNoUnitFile = "no-unit-file";
+
 // An image of a unit that went on is no state to start from, unless the policy wants it at each start.
 inline bool is_start_image(const std::string& mode, bool reuse) { return mode != "snapshot" || reuse; }
 

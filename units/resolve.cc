@@ -203,10 +203,11 @@ Result<void> locate_cgroup(UnitFacts& facts) {
     return {};
 }
 
-Result<void> resolve_service(Systemd& systemd, UnitFacts& facts, WayDown way, Blockers& blockers) {
+Result<void> resolve_service(Systemd& systemd, UnitFacts& facts, WayDown way, bool stop_is_queued,
+                             Blockers& blockers) {
     CKPT_TRY(read_service(systemd, facts));
     CKPT_TRY(read_directories(systemd, facts));
-    CKPT_TRY(check_state(systemd, facts, blockers));
+    CKPT_TRY(check_state(systemd, facts, stop_is_queued, blockers));
     CKPT_TRY(check_settings(systemd, facts, blockers));
     return check_stop_effects(systemd, facts, way, blockers);
 }
@@ -237,7 +238,7 @@ Result<WayDown> parse_way_down(std::string_view text) {
 }
 
 Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDown way,
-                               const TellSettings& tell_by_policy) {
+                               const TellSettings& tell_by_policy, bool stop_is_queued) {
     if (!is_valid_unit_name(name))
         return fail(ErrorKind::kBadInput, name, "this is not a unit's name");
     UnitFacts facts;
@@ -246,7 +247,7 @@ Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDow
     if (facts.id.ends_with(".scope"))
         CKPT_TRY(resolve_scope(systemd, facts, way, blockers));
     else
-        CKPT_TRY(resolve_service(systemd, facts, way, blockers));
+        CKPT_TRY(resolve_service(systemd, facts, way, stop_is_queued, blockers));
     if (!facts.cgroup.empty()) {
         CKPT_TRY(locate_cgroup(facts));
         CKPT_TRY(check_processes(facts, blockers));

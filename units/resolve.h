@@ -85,10 +85,10 @@ struct UnitFacts {
 };
 
 // Resolves a running service or scope. All reasons why it cannot be carried that way come back in one error (its
-// causes), and nothing was changed.
+// causes), and nothing was changed. `stop_is_queued`: a stop job of the unit is expected, and waits for us.
 Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name,
                                WayDown way = WayDown::kStop,
-                               const TellSettings& tell_by_policy = {});
+                               const TellSettings& tell_by_policy = {}, bool stop_is_queued = false);
 
 // Why this unit must go on by all means: while it stands still, nobody could end the job, or the whole
 // machine would wait. Empty for all others.

@@ -60,10 +60,16 @@ std::string restore_drop_in(const UnitFacts& facts, const std::vector<ExecComman
         text.set("Type", "notify");
     text.set("TimeoutStartSec", "infinity");
     // If this comes to nothing, all of it is killed, and the unit did not fail; at a gate it starts cold.
-    if (options.at_gate)
+    if (options.at_gate) {
         text.set_bare_start();
-    else
+        // Should nobody come to the helper, nor to undo: it leaves, and the gate of the next start puts things right.
+        if (facts.type == "forking")
+            text.set("Restart", "on-failure");  // the setting below is for main processes
+        else
+            text.set("RestartForceExitStatus", std::to_string(kNobodyCame));
+    } else {
         text.set_quiet_end();
+    }
     if (auto name = escape_value(identifier(facts, own)); name && !name->empty())
         text.set("SyslogIdentifier", *name);
     // Set for a unit without any sandbox it would give it a mount namespace.

@@ -23,6 +23,9 @@
 
 namespace checkpointd {
 
+// With this exit status the helper leaves when nobody came to it before its deadline.
+inline constexpr int kNobodyCame = 75;
+
 // How a restore drop-in is made.
 struct StageOptions {
     // The installed helper.

@@ -212,13 +212,20 @@ static Result<Bus> open_private_bus() {
 }
 
 Result<Systemd> Systemd::connect() {
-    auto impl = std::make_unique<Impl>();
     sd_bus* raw = nullptr;
     if (sd_bus_open_system(&raw) >= 0) {
+        // Connected before anybody answers; while the system goes down nobody does.
+        auto impl = std::make_unique<Impl>();
         impl->bus.reset(raw);
-    } else {
-        CKPT_ASSIGN(impl->bus, open_private_bus());
+        if (auto systemd = watch(std::move(impl)))
+            return systemd;
     }
+    auto impl = std::make_unique<Impl>();
+    CKPT_ASSIGN(impl->bus, open_private_bus());
+    return watch(std::move(impl));
+}
+
+Result<Systemd> Systemd::watch(std::unique_ptr<Impl> impl) {
     // A direct connection has no names, so there is no sender to match.
     int is_bus = sd_bus_is_bus_client(impl->bus.get());
     sd_bus_slot* slot = nullptr;
@@ -328,6 +335,40 @@ Result<bool> Systemd::has_call_filter(const std::string& unit) {
         return bad_reply(unit, kFilter, r);
     CKPT_ASSIGN(auto calls, read_strings(reply.get(), unit, kFilter));
     return allows != 0 || !calls.empty();
+}
+
+Result<std::string> Systemd::system_state() {
+    BusError error;
+    char* state = nullptr;
+    int r = sd_bus_get_property_string(impl_->bus.get(), kService, kManagerPath, kManager, "SystemState",
+                                       error.get(), &state);
+    if (r < 0)
+        return error.failure("systemd", "tell SystemState", r);
+    std::string out = state;
+    free(state);
+    return out;
+}
+
+Result<std::vector<std::string>> Systemd::running_services() {
+    BusError error;
+    sd_bus_message* raw = nullptr;
+    int r = sd_bus_call_method(impl_->bus.get(), kService, kManagerPath, kManager, "ListUnitsByPatterns",
+                               error.get(), &raw, "asas", 3, "active", "activating", "reloading", 1, "*.service");
+    if (r < 0)
+        return error.failure("systemd", "list units", r);
+    Message reply(raw);
+    std::vector<std::string> out;
+    r = sd_bus_message_enter_container(raw, 'a', "(ssssssouso)");
+    while (r >= 0 && (r = sd_bus_message_enter_container(raw, 'r', "ssssssouso")) > 0) {
+        const char* name = nullptr;
+        if ((r = sd_bus_message_read(raw, "s", &name)) < 0 || (r = sd_bus_message_skip(raw, "sssssouso")) < 0)
+            break;
+        out.emplace_back(name);
+        r = sd_bus_message_exit_container(raw);
+    }
+    if (r < 0)
+        return bad_reply("systemd", "the units", r);
+    return out;
 }
 
 Result<bool> Systemd::has_job(const std::string& unit) {

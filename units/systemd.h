@@ -60,6 +60,10 @@ class Systemd {
     Result<std::vector<ExecCommand>> commands(const std::string& unit, const char* property);
     // Whether a service has a SystemCallFilter=.
     Result<bool> has_call_filter(const std::string& unit);
+    // "running", "stopping" ...: SystemState of org.freedesktop.systemd1(5).
+    Result<std::string> system_state();
+    // Names of the services that are up or on their way there.
+    Result<std::vector<std::string>> running_services();
     // True when a job of the unit is queued or running.
     Result<bool> has_job(const std::string& unit);
 
@@ -84,6 +88,7 @@ class Systemd {
   private:
     struct Impl;
     explicit Systemd(std::unique_ptr<Impl> impl);
+    static Result<Systemd> watch(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;
 };
 

@@ -330,6 +330,12 @@ Result<Policy> load_policy(const std::string& vendor_dir, const std::string& adm
     return policy;
 }
 
+bool Policy::ever_at_shutdown() const {
+    auto asks = [](const PolicySection& section) { return section.checkpoint_at_shutdown.value_or(false); };
+    return asks(defaults) || std::any_of(units.begin(), units.end(),
+                                         [&](const PatternSection& unit) { return asks(unit.section); });
+}
+
 std::string print_policy(const UnitPolicy& policy) {
     std::string text = "defaults:\n  timeouts:\n";
     for (Phase phase : all_phases())

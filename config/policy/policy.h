@@ -64,6 +64,8 @@ struct Policy {
 
     // The policy for `unit`: built-in values, defaults, then every pattern that matches, in order.
     UnitPolicy for_unit(const std::string& unit) const;
+    // Does any section ask for checkpoint-at-shutdown?
+    bool ever_at_shutdown() const;
 };
 
 // Lays one YAML text over `policy`. `file` is what errors call it: FILE:LINE:COLUMN, from 1. Unknown

@@ -12,6 +12,7 @@ namespace {
 
 constexpr const char* kSystemd = "org.freedesktop.systemd1";
 constexpr const char* kManager = "org.freedesktop.systemd1.Manager";
+constexpr const char* kShutdownUnit = "checkpointd-shutdown.service";
 constexpr uint64_t kSecond = 1000000;
 // After the job's own deadline PID 1 ends the worker, should even its alarm have failed.
 constexpr uint64_t kGrace = 60 * kSecond;
@@ -141,8 +142,15 @@ void WorkerUnits::report_gone(uint32_t job, std::optional<Error> error) {
     if (gone_) gone_(job, std::move(error));
 }
 
-void WorkerUnits::reload_units() {
-    systemd_->callMethodAsync("Reload").onInterface(kManager).uponReplyInvoke([](bus::AsyncError) {});
+void WorkerUnits::reload_units(bool at_shutdown) {
+    systemd_->callMethodAsync("Reload").onInterface(kManager).uponReplyInvoke(
+        [this, at_shutdown](bus::AsyncError) {
+            if (!at_shutdown) return;
+            systemd_->callMethodAsync("StartUnit")
+                .onInterface(kManager)
+                .withArguments(std::string(kShutdownUnit), std::string("fail"))
+                .uponReplyInvoke([](bus::AsyncError, const sdbus::ObjectPath&) {});
+        });
 }
 
 void WorkerUnits::cancel(uint32_t job) {

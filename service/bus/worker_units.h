@@ -26,7 +26,7 @@ class WorkerUnits : public WorkerControl {
     void start(const Job& job) override;
     void adopt(const Job& job) override;
     void cancel(uint32_t job) override;
-    void reload_units() override;
+    void reload_units(bool at_shutdown) override;
 
   private:
     using Property = sdbus::Struct<std::string, sdbus::Variant>;

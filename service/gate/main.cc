@@ -22,6 +22,8 @@
 #include "images/image_store.h"
 #include "units/drop_in.h"
 #include "units/gate.h"
+#include "units/systemd.h"
+#include "units/undo.h"
 
 namespace checkpointd {
 namespace {
@@ -61,6 +63,7 @@ class Gate {
     Verdict wait();
 
   private:
+    Verdict clear_stage();
     Verdict connect();
     Verdict ask();
     Verdict listen();
@@ -156,8 +159,18 @@ Verdict Gate::listen() {
     }
 }
 
+// What a job that died has left, and whoever undoes jobs as well. Nobody works on a unit at its gate before we ask.
+Verdict Gate::clear_stage() {
+    if (access(drop_in_path(kRuntimeUnitDir, unit_).c_str(), F_OK) != 0) return std::nullopt;
+    auto systemd = Systemd::connect();
+    auto cleared = systemd ? remove_drop_in(*systemd, unit_) : tl::unexpected(std::move(systemd).error());
+    return "a restore before was cut off" + (cleared ? std::string() : ": " + cleared.error().line());
+}
+
 Verdict Gate::wait() {
+    const auto left_over = clear_stage();
     if (auto note = take_cold_note(unit_)) return note;
+    if (left_over) return left_over;
     if (auto failed = connect()) return failed;
     read_start_timeout();
     if (auto refused = ask()) return refused;

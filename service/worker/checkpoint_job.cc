@@ -14,6 +14,7 @@
 #include "images/image_store.h"
 #include "service/worker/settle.h"
 #include "units/files_archive.h"
+#include "units/gate.h"
 #include "units/pid_reservation.h"
 #include "units/resolve.h"
 #include "units/stop.h"
@@ -114,7 +115,8 @@ class CheckpointJob {
 Result<void> CheckpointJob::prepare() {
     CKPT_TRY(steps_.enter("checkpoint.resolve"));
     CKPT_ASSIGN(way_, parse_way_down(request_.mode));
-    CKPT_ASSIGN(facts_, resolve_unit(systemd_, request_.unit, way_, request_.policy.tell));
+    CKPT_ASSIGN(facts_, resolve_unit(systemd_, request_.unit, way_, request_.policy.tell,
+                                     request_.at_shutdown));
     CKPT_TRY(steps_.enter("checkpoint.create-image"));
     CKPT_TRY(register_image());
     if (way_ == WayDown::kSnapshot) return {};
@@ -185,7 +187,7 @@ void CheckpointJob::name_processes() {
         info_.pids.push_back(static_cast<uint64_t>(pid));
         info_.max_pid = std::max(info_.max_pid, highest_tid(pid));
     }
-    if (way_ == WayDown::kStop && request_.policy.reserve_pids)
+    if (way_ == WayDown::kStop && request_.policy.reserve_pids && !request_.at_shutdown)
         numbers_ = numbers_of(held_->pids());
 }
 
@@ -232,6 +234,7 @@ Result<images::ImageInfo> CheckpointJob::describe() const {
     auto listens = [](const UnitExternal& external) { return external.kind == ExternalKind::kListen; };
     if (std::any_of(facts_.externals.begin(), facts_.externals.end(), listens))
         info.extra[kListensName] = "yes";
+    if (facts_.transient) info.extra[kNoUnitFile] = "yes";
     info.extra["pages"] = std::to_string(stats_.pages_written + stats_.shared_pages_written);
     return info;
 }

@@ -4,6 +4,7 @@
 // it did; the daemon starts `recover` too, and the other verbs.
 #include <cstdio>
 #include <cstdlib>
+#include <fcntl.h>
 #include <functional>
 #include <map>
 #include <string>
@@ -11,12 +12,14 @@
 
 #include <fmt/core.h>
 
+#include "core/base/io.h"
 #include "core/transaction/journal.h"
 #include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
 #include "service/event_loop.h"
 #include "service/job_log.h"
 #include "service/protocol.h"
+#include "service/worker/at_shutdown.h"
 #include "service/worker/jobs.h"
 #include "service/worker/settle.h"
 #include "units/pid_reservation.h"
@@ -97,12 +100,18 @@ Result<std::string> check_enable(const std::string& unit) {
     return std::string();
 }
 
+Result<std::string> at_shutdown() {
+    CKPT_ASSIGN(std::string program, read_link(AT_FDCWD, "/proc/self/exe"));
+    return checkpoint_at_shutdown({.worker = std::move(program)});
+}
+
 Result<std::string> dispatch(const std::vector<std::string>& args) {
     if (args.size() == 2 && args[0] == "run") return run_job(args[1]);
     if (args.size() == 2 && args[0] == "recover") return recover_job(args[1]);
     if (args.size() == 3 && args[0] == "explain") return explain_image(args[1], args[2]);
     if (args.size() == 3 && args[0] == "remove-image") return remove_image(args[1], args[2]);
     if (args.size() == 2 && args[0] == "check-enable") return check_enable(args[1]);
+    if (args.size() == 1 && args[0] == "at-shutdown") return at_shutdown();
     return fail(ErrorKind::kBadInput, "checkpointd-worker", "is started by checkpointd only",
                 "use crctl(1)");
 }

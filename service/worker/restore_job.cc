@@ -37,6 +37,16 @@ Result<UnitFacts> read_facts(const images::ImageDir& dir) {
     return unit_facts_from_json(text);
 }
 
+// The helper of a unit that others wait for gives up soon after the job must have ended.
+StageOptions at_gate(const JobRequest& request) {
+    constexpr auto kGrace = std::chrono::seconds(10);
+    StageOptions options;
+    const Microseconds total = request.policy.timeout(Phase::kTotal);
+    if (total < options.helper_deadline - kGrace)
+        options.helper_deadline = std::chrono::ceil<std::chrono::seconds>(total) + kGrace;
+    return options;
+}
+
 // One restore. Members in the order in which they come to be: on failure the processes die first, then
 // the unit leaves the stage.
 class RestoreJob {
@@ -142,7 +152,7 @@ Result<void> RestoreJob::stage() {
     if (placeholder_) return stage_beside(std::move(*placeholder_));
     const auto deadline = steps_.deadline_of(Phase::kStart);
     auto staged = request_.at_gate
-                      ? StagedUnit::adopt(systemd_, journal_, facts_, {}, cold_start_, steps_, deadline)
+                      ? StagedUnit::adopt(systemd_, journal_, facts_, at_gate(request_), cold_start_, steps_, deadline)
                       : StagedUnit::start(systemd_, journal_, facts_, {}, steps_, deadline);
     if (!staged) cold_start_ = 0;
     if (!staged) return tl::unexpected(std::move(staged).error());

@@ -52,6 +52,7 @@ NoExecPaths=/
 ExecPaths=/usr/bin/python3 /usr/lib /lib /lib64
 SystemCallFilter=@system-service
 """
+FAULTS = "/run/checkpointd/allow-faults"
 STORE, GATE = "/var/lib/checkpointd", "zz-checkpointd-gate.conf"
 
 
@@ -103,9 +104,7 @@ class Redis(Kind):
         return self.own_unit or f"boot-{self.name}.service"
 
     def install(self, host):
-        if self.own_unit:
-            host.drop_in(self.unit, "[Service]\nPrivateUsers=no\n")
-        else:
+        if not self.own_unit:  # the others are used as packaged
             super().install(host)
 
     def state(self, host):
@@ -172,8 +171,9 @@ def check_unit(host, kind, when):
     shown = host.unit(kind.unit, "ActiveState", "SubState", "Result", "NRestarts", "Restart", "Type")
     check_equal((shown["ActiveState"], shown["SubState"], shown["Result"]), ("active", "running", "success"),
                 f"{kind.unit}, {when}: the unit")
-    wait_for(lambda: host.unit(kind.unit, "DropInPaths")["DropInPaths"].find("zz-checkpointd") < 0 or
-             image_state(host, kind) == "ready", f"{kind.unit}, {when}: drop-ins of ours go", 30)
+    ours = lambda: [path for path in host.unit(kind.unit, "DropInPaths")["DropInPaths"].split()
+                    if path.endswith(("/zz-checkpointd.conf", GATE))]
+    wait_for(lambda: not ours() or image_state(host, kind) == "ready", f"{kind.unit}, {when}: drop-ins of ours go", 30)
     wait_for(lambda: not host.sh("ls /run/checkpointd/cold 2>/dev/null || true").out,
              f"{kind.unit}, {when}: no note of a cold start is left")
 
@@ -236,7 +236,6 @@ def six_units_survive_reboots(t):
 # ---- one unit and another that needs it, within one boot
 
 PLAIN = Kind("plain", "ExecStartPre=/bin/sh -c 'echo x >>/var/lib/boot-plain/pre'\nRestart=on-failure")
-FAULTS = "/run/checkpointd/allow-faults"
 
 
 def plain(t, enabled=True):
@@ -354,6 +353,89 @@ def a_warm_image_serves_every_start(t):
     check_cold(host, PLAIN, before, "with a warm image that is damaged")
 
 
+@case
+def a_suspended_unit_was_not_started_cold(t):
+    """Its image counts whatever its unit files say by now; its next start is one like any other."""
+    host = plain(t)
+    before = settled(host, PLAIN)
+    host.run("crctl", "checkpoint", "--mode", "suspend", PLAIN.unit)
+    host.drop_in(PLAIN.unit, "[Service]\nNice=1\n")
+    host.run("crctl", "restore", PLAIN.unit)
+    check_same(host, PLAIN, before, "resumed, with a drop-in that is new")
+    host.run("crctl", "checkpoint", "--mode", "suspend", PLAIN.unit)
+    wait_for(lambda: GATE in host.unit(PLAIN.unit, "DropInPaths")["DropInPaths"], "it gets a gate", 30)
+    host.run("systemctl", "restart", PLAIN.unit)
+    check_same(host, PLAIN, before, "suspended, stopped and started")
+    host.run("crctl", "disable", PLAIN.unit)
+    host.run("crctl", "checkpoint", "--mode", "suspend", PLAIN.unit)
+    wait_for(lambda: GATE in host.unit(PLAIN.unit, "DropInPaths")["DropInPaths"], "it gets a gate", 30)
+    host.run("systemctl", "restart", PLAIN.unit)
+    check_cold(host, PLAIN, before, "suspended, not enabled, stopped and started")
+    check_equal(image_state(host, PLAIN), "stale", "its image")
+
+
+# ---- when the system goes down
+
+DOWN = [
+    Kind("down-base", "ExecStop=/bin/sh -c 'echo x >>/var/lib/boot-down-base/stopped'"),
+    Kind("down-top", "Type=notify\nPrivateTmp=yes"),
+    Kind("down-refused"),
+    Kind("other"),
+]
+
+
+def on_disk(host, kind):
+    return {image["Id"]: image["CreatedUsec"] for image in images(host, kind)}
+
+
+@case
+def units_go_to_disk_when_the_system_goes_down(t):
+    host = t.host()
+    install(host, DOWN)
+    base, top, refused, other = DOWN
+    host.drop_in(top.unit, f"[Unit]\nRequires={base.unit}\nAfter={base.unit}\n")
+    host.drop_in(refused.unit, "[Unit]\nOnSuccess=boot-other.service\n")
+    host.write("/etc/checkpointd/policy.d/down.yaml",
+               'units: {"boot-down-*.service": {checkpoint-at-shutdown: yes, restore-at-boot: yes}}\n')
+    for kind in DOWN:
+        host.sh(f"systemctl enable --now {kind.unit} 2>&1")
+    host.run("crctl", "policy", "reload")
+    wait_for(lambda: host.unit("checkpointd-shutdown.service", "ActiveState")["ActiveState"] == "active",
+             "the unit that is stopped first", 30)
+    check_in("checkpointd-shutdown.service", host.unit(base.unit, "Before")["Before"], "the order of a unit that asks")
+    before = {kind.name: settled(host, kind) for kind in DOWN}
+    host.reboot()
+    check_same(host, base, before["down-base"], "after a reboot")
+    check_same(host, top, before["down-top"], "after a reboot")
+    check_cold(host, refused, before["down-refused"], "after a reboot, it cannot be taken to disk")
+    check_cold(host, other, before["other"], "after a reboot, it does not ask")
+    check(not host.exists("/var/lib/boot-down-base/stopped"), "a unit that is on disk runs no stop command")
+    taken = [next(iter(on_disk(host, kind).values())) for kind in (base, top)]
+    check(taken[0] > taken[1], "who needs another goes first", taken)
+    check_equal(on_disk(host, other), {}, "images of who does not ask")
+    check_equal(host.run("systemctl", "is-system-running").out, "running\n", "the system")
+
+
+@case
+def in_time_or_not_at_all_when_the_system_goes_down(t):
+    """A job that hangs or dies while the system goes down leaves a unit that systemd stops as ever."""
+    host = t.host()
+    base = DOWN[0]
+    host.write("/etc/checkpointd/policy.d/down.yaml",
+               f"units: {{{base.unit}: {{checkpoint-at-shutdown: yes, restore-at-boot: yes, timeouts: {{memory: 1s}}}}}}\n")
+    host.run("systemctl", "daemon-reload")
+    for turn, action in enumerate(("hang", "kill") if SOAK else ("hang",)):
+        before = settled(host, base)
+        had = on_disk(host, base)
+        host.sh(f"mkdir -p /run/checkpointd; echo step=checkpoint.memory,action={action} >{FAULTS}")
+        host.reboot()
+        check_cold(host, base, before, f"{action} while the system went down")
+        check_equal(len(host.read("/var/lib/boot-down-base/stopped").split()), turn + 1, f"{action}: runs of ExecStop=")
+        check_equal(on_disk(host, base), had, f"{action}: images")
+    host.sh("rm /etc/checkpointd/policy.d/down.yaml; systemctl disable --now boot-down-base boot-down-top "
+            "boot-down-refused boot-other 2>&1")
+
+
 # ---- failures on the way
 
 FAST = ["restore.verify", "units.stage.open-gate", "restore.plan", "units.hand-over.main-pid", "restore.run"]
@@ -408,6 +490,58 @@ def a_stop_on_the_way_is_a_stop(t):
         wait_for(lambda: host.sh("crctl --json jobs").json()[-1]["State"] == "failed", "the job ends", 30)
         check_equal(host.unit(PLAIN.unit, "ActiveState")["ActiveState"], "inactive",
                     f"stopped while its restore was at {step}")
+
+
+@case
+def killed_while_the_host_boots(t):
+    """The worker at a step of its, then the daemon in the middle of its work."""
+    host = plain(t)
+    host.sh(f"systemctl enable {PLAIN.unit} 2>&1")
+    before = checkpoint(host, PLAIN)
+    host.write("/etc/tmpfiles.d/fault.conf", f"d /run/checkpointd 0700\nf {FAULTS} 0600 root root - "
+               "step=restore.registers,action=kill\n")
+    host.reboot()
+    check_cold(host, PLAIN, before, "its worker was killed while the host booted")
+    check_equal(image_state(host, PLAIN), "stale", "its image")
+    host.run("rm", "/etc/tmpfiles.d/fault.conf", FAULTS)
+    before = checkpoint(host, PLAIN)
+    host.drop_in("checkpointd.service", "[Service]\nExecStartPost=/bin/sh -c 'if rm /etc/kill-it; then "
+                 "{ sleep 0.2; kill -9 $MAINPID; } & fi'\n")
+    host.write("/etc/kill-it", "")
+    host.reboot()
+    check(not host.exists("/etc/kill-it"), "the daemon was killed")
+    token, _ = settled(host, PLAIN)
+    wait_for(lambda: image_state(host, PLAIN) in ("consumed", "stale"), "the daemon killed: its image", 30)
+    check_equal(image_state(host, PLAIN), "consumed" if token == before[0] else "stale",
+                f"the daemon killed: the image\n{why(host, PLAIN)}")
+    check_unit(host, PLAIN, "the daemon was killed while the host booted")
+    host.sh(f"rm -r /etc/systemd/system/checkpointd.service.d; systemctl daemon-reload; systemctl disable {PLAIN.unit} 2>&1")
+
+
+@case
+def a_helper_to_whom_nobody_comes_leaves_for_a_cold_start(t):
+    """The worker is killed, and so is everything that would undo it."""
+    host = plain(t)
+    kinds = [PLAIN, SIX[1]] if SOAK else [PLAIN]
+    install(host, kinds)
+    host.write("/etc/checkpointd/policy.d/short.yaml", "defaults: {restore-at-boot: yes, timeouts: {total: 3s}}\n")
+    host.run("crctl", "policy", "reload")
+    worker = "/usr/libexec/checkpointd/checkpointd-worker"
+    for kind in kinds:
+        start_fresh(host, kind)
+        before = checkpoint(host, kind)
+        host.sh(f"mkdir -p /run/checkpointd; echo step=units.stage.take-descriptors,action=stop >{FAULTS}; "
+                f"systemctl start --no-block {kind.unit}")
+        wait_for(lambda: host.sh("pgrep -r T -f '[c]heckpointd-worker run' || true").out.strip(), "the worker halts", 30)
+        host.sh(f"rm {FAULTS}; mv {worker} {worker}.gone; pkill -KILL -f '[c]heckpointd-worker run'; "
+                "systemctl stop checkpointd.service")
+        try:
+            check_cold(host, kind, before, "nobody came to its helper")
+        finally:
+            host.run("mv", f"{worker}.gone", worker)
+        host.run("systemctl", "restart", "checkpointd.service")
+        wait_for(lambda: not host.sh("ls -d /run/checkpointd/jobs/*/undo 2>/dev/null || true").out, "all is undone", 30)
+        check_equal(image_state(host, kind), "stale", "its image")
 
 
 @case

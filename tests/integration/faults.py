@@ -129,9 +129,7 @@ class Subject:
     def check_clean(self, look, when):
         """No trace of a job, whether the unit is up or down."""
         shown = look["unit"]
-        # The gate's belongs to an image that is ready, not to a job.
-        drop_ins = [path for path in shown["DropInPaths"].split() if not path.endswith("-gate.conf")]
-        check_equal((drop_ins, shown["NeedDaemonReload"]), ([], "no"), f"{when}: drop-ins of PID 1")
+        check_equal((harness.without_gate(shown["DropInPaths"]), shown["NeedDaemonReload"]), ([], "no"), f"{when}: drop-ins of PID 1")
         check_equal(look["drop_ins"], [], f"{when}: drop-in files")
         check_equal(look["ours"], [], f"{when}: our processes")
         check_equal(look["images"], self.images, f"{when}: images")

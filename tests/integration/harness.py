@@ -84,6 +84,11 @@ def wait_for(condition, what, seconds=10.0, interval=0.05):
         time.sleep(interval)
 
 
+def without_gate(drop_ins):
+    """DropInPaths= without the gate's, which belongs to an image that is ready and not to a job."""
+    return [path for path in drop_ins.split() if not path.endswith("/zz-checkpointd-gate.conf")]
+
+
 @dataclasses.dataclass
 class Outcome:
     """What a command did: exit code, both outputs, seconds it took."""
