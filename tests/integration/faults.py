@@ -774,7 +774,7 @@ def cancelled(t):
             job, worker = halt_at(subject, "checkpoint", step)
             at.host.run("crctl", "jobs", "cancel", job)
             at.host.run("kill", "-CONT", str(worker))
-            wait_ended(subject, job, when)
+            wait_ended(subject, job, f"cancelled at {step}")
             subject.check_untouched(subject.look(counter=subject.folder), f"cancelled at {step}")
     subject.checkpoint()
     for step in samples(down, "units.stage.wait-helper", "restore.memory"):
