@@ -134,10 +134,14 @@ def images_of(unit):
 
 
 def await_last_looks(unit, seconds=20):
-    """Of a job that has ended PID 1 asks, in its own time, whether something is left to undo."""
+    """Of a job that has ended PID 1 asks, in its own time, whether something is left to undo. Its cgroup is there
+    until that has been done."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not any("recover" in process.split() for process in all_processes(unit, jobs_of(unit), "")[0]):
+        ended = [job for job, state in jobs_of(unit).items() if state["ended"]]
+        cgroups = {name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names}
+        if not any(f"checkpointd-job-{job}.service" in cgroups for job in ended) and \
+                not any("recover" in process.split() for process in all_processes(unit, ended, "")[0]):
             return
         time.sleep(0.02)
 
