@@ -200,15 +200,16 @@ def a_changed_user_namespace_is_refused(t):
     host = t.host()
     for_all(host, "systemctl start", ["users"])
     wait_counting(host, ["users"], {}, "started")
-    for_all(host, "crctl checkpoint", ["users"])
+    image = host.run("crctl", "--json", "checkpoint", unit_of("users")).json()["Image"]
     host.drop_in(unit_of("users"), "[Service]\nPrivateUsers=no\n")
-    refused = host.run("crctl", "restore", unit_of("users"), check=False)
-    check(refused.code != 0, "refused", refused)
-    check_in("PrivateUsers=", refused.err, "what it says")
-    check_equal(host.unit(unit_of("users"))["ActiveState"], "inactive", "after the refusal")
+    for target, why in ((unit_of("users"), "is part of the unit since"), (image, "PrivateUsers=")):
+        refused = host.run("crctl", "restore", target, check=False)
+        check(refused.code != 0, f"{target} refused", refused)
+        check_in(why, refused.err, f"what it says of {target}")
+        check_equal(host.unit(unit_of("users"))["ActiveState"], "inactive", f"after the refusal of {target}")
     host.run("rm", f"/etc/systemd/system/{unit_of('users')}.d/test.conf")
     host.run("systemctl", "daemon-reload")
-    for_all(host, "crctl restore", ["users"])
+    host.run("crctl", "restore", image)
 
 
 @case
