@@ -18,6 +18,11 @@ static Result<void> make_directory(const std::string& path) {
     return {};
 }
 
+Result<void> write_drop_in_file(const std::string& path, const std::string& text) {
+    CKPT_TRY(make_directory(path.substr(0, path.rfind('/'))));
+    return write_file(AT_FDCWD, path, text, 0644);
+}
+
 Result<void> put_drop_in(Systemd& systemd, Journal& journal, const std::string& unit,
                          const std::string& text, std::string_view prefix, Steps& steps,
                          uint64_t& undo_id) {
@@ -28,8 +33,7 @@ Result<void> put_drop_in(Systemd& systemd, Journal& journal, const std::string& 
     CKPT_ASSIGN(undo_id, undo_by_removing_drop_in(journal, unit));
     CKPT_TRY(steps.enter(fmt::format("{}.write-drop-in", prefix)));
     CKPT_TRY(make_directory(std::string(kRuntimeUnitDir)));
-    CKPT_TRY(make_directory(path.substr(0, path.rfind('/'))));
-    CKPT_TRY(write_file(AT_FDCWD, path, text, 0644));
+    CKPT_TRY(write_drop_in_file(path, text));
     CKPT_TRY(steps.enter(fmt::format("{}.reload", prefix)));
     CKPT_TRY(systemd.reload());
     CKPT_ASSIGN(std::string load_state, systemd.text(unit, "Unit", "LoadState"));

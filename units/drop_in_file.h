@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// Our drop-in as a journaled file, for stop.h and stage.h.
+// Our drop-ins as files: journaled below /run, for stop.h and stage.h, or plain, as a generator writes them.
 #pragma once
 
 #include <string>
@@ -10,6 +10,9 @@
 #include "units/systemd.h"
 
 namespace checkpointd {
+
+// Writes `path`, which is DIRECTORY/UNIT.d/NAME, and makes its folder; DIRECTORY is there.
+Result<void> write_drop_in_file(const std::string& path, const std::string& text);
 
 // Registers the undo, writes the drop-in below /run and reloads. Returns the undo's id; running it removes
 // the drop-in and reloads. `prefix` names the steps: PREFIX.write-drop-in, PREFIX.reload.

@@ -14,6 +14,7 @@
 #include "core/base/io.h"
 #include "images/image_store.h"
 #include "units/drop_in.h"
+#include "units/drop_in_file.h"
 
 namespace checkpointd {
 namespace {
@@ -44,10 +45,7 @@ bool runs_program(pid_t pid, const std::string& program) {
 }
 
 Result<void> write_gate(const std::string& directory, const std::string& unit) {
-    std::string folder = fmt::format("{}/{}.d", directory, unit);
-    if (mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST)
-        return fail_errno(folder, "cannot make the directory");
-    return write_file(AT_FDCWD, fmt::format("{}/{}", folder, kGateDropInName), gate_drop_in(unit), 0644);
+    return write_drop_in_file(fmt::format("{}/{}.d/{}", directory, unit, kGateDropInName), gate_drop_in(unit));
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "core/base/io.h"
 #include "units/drop_in.h"
+#include "units/drop_in_file.h"
 #include "units/resolve.h"
 
 namespace checkpointd {
@@ -68,10 +69,7 @@ Result<std::vector<std::string>> write_shutdown_order(const std::vector<std::str
     for (const std::string& name : names) {
         if (!is_service(name) || !asks(name) || !why_never_stopped(name).empty())
             continue;
-        const std::string folder = fmt::format("{}/{}.d", directory, name);
-        if (mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST)
-            return fail_errno(folder, "cannot make the directory");
-        CKPT_TRY(write_file(AT_FDCWD, fmt::format("{}/{}", folder, kShutdownDropInName), shutdown_drop_in(), 0644));
+        CKPT_TRY(write_drop_in_file(fmt::format("{}/{}.d/{}", directory, name, kShutdownDropInName), shutdown_drop_in()));
         written.push_back(name);
     }
     return written;

@@ -6,13 +6,13 @@
 #include <unistd.h>
 
 #include "service/worker_channel.h"
+#include "units/shutdown_order.h"
 
 namespace checkpointd {
 namespace {
 
 constexpr const char* kSystemd = "org.freedesktop.systemd1";
 constexpr const char* kManager = "org.freedesktop.systemd1.Manager";
-constexpr const char* kShutdownUnit = "checkpointd-shutdown.service";
 constexpr uint64_t kSecond = 1000000;
 // After the job's own deadline PID 1 ends the worker, should even its alarm have failed.
 constexpr uint64_t kGrace = 60 * kSecond;

@@ -28,7 +28,6 @@
 namespace checkpointd {
 namespace {
 
-constexpr const char* kStore = "/var/lib/checkpointd";
 constexpr const char *kVendorPolicy = "/usr/lib/checkpointd", *kAdminPolicy = "/etc/checkpointd";
 constexpr const char* kService = "org.checkpointd1";
 constexpr const char* kManagerPath = "/org/checkpointd1";
@@ -74,7 +73,6 @@ class Gate {
     std::string unit_;
     ScopedFd signals_;
     Bus bus_;
-    std::string job_;
     uint64_t deadline_ = 0;
     std::optional<std::string> failure_;  // of the job
 };
@@ -181,7 +179,7 @@ Verdict Gate::wait() {
 Result<unsigned> mark_stale(const std::string& unit, const std::string& reason) {
     auto policy = load_policy(kVendorPolicy, kAdminPolicy);
     if (policy && policy->for_unit(unit).reuse) return 0U;
-    CKPT_ASSIGN(auto store, images::ImageStore::open(kStore, false));
+    CKPT_ASSIGN(auto store, images::ImageStore::open(images::kDefaultStoreRoot, false));
     CKPT_ASSIGN(auto all, store.list(unit));
     unsigned marked = 0;
     for (const images::StoredImage& image : all) {

@@ -8,6 +8,7 @@
 #include <cstdlib>
 
 #include "config/policy/policy.h"
+#include "images/image_store.h"
 #include "units/gate.h"
 #include "units/pid_floor.h"
 #include "units/shutdown_order.h"
@@ -19,18 +20,16 @@ static Result<bool> raise_floor(const char* store) {
     return raise_pid_floor(highest);
 }
 
-static Result<std::vector<std::string>> put_gates(const char* store, const char* directory) {
-    auto policy = load_policy("/usr/lib/checkpointd", "/etc/checkpointd");
-    if (!policy)
-        std::fprintf(stderr, "checkpointd-generator: %s\n", policy.error().line().c_str());
+// A policy that cannot be read keeps no unit from its image.
+static Result<std::vector<std::string>> put_gates(const char* store, const char* directory,
+                                                  const Result<Policy>& policy) {
     return write_gates(store, directory, [&policy](const std::string& unit) {
         return policy && policy->for_unit(unit).reuse;
     });
 }
 
 // Those that the policy names without a pattern, too: instances have no unit file.
-static Result<std::vector<std::string>> order_shutdown(const char* directory) {
-    CKPT_ASSIGN(const Policy policy, load_policy("/usr/lib/checkpointd", "/etc/checkpointd"));
+static Result<std::vector<std::string>> order_shutdown(const char* directory, const Policy& policy) {
     const auto asks = [&policy](const std::string& unit) { return policy.for_unit(unit).checkpoint_at_shutdown; };
     if (!policy.ever_at_shutdown()) return std::vector<std::string>();
     auto names = find_services({"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system",
@@ -49,11 +48,14 @@ static void report(const Result<T>& done) {
 
 int main(int argc, char** argv) {
     const char* own = std::getenv("CHECKPOINTD_STORE");
-    const char* store = own ? own : "/var/lib/checkpointd";
+    const char* store = own ? own : images::kDefaultStoreRoot;
     report(raise_floor(store));
     if (argc > 1) {
-        report(put_gates(store, argv[1]));
-        report(order_shutdown(argv[1]));
+        const auto policy = load_policy("/usr/lib/checkpointd", "/etc/checkpointd");
+        report(policy);
+        report(put_gates(store, argv[1], policy));
+        if (policy)
+            report(order_shutdown(argv[1], *policy));
     }
     return 0;
 }
