@@ -24,6 +24,7 @@
 #include <utility>
 
 #include "core/base/io.h"
+#include "core/base/pipe.h"
 #include "units/placeholder/commands.h"
 #include "units/unit_process.h"
 
@@ -60,17 +61,6 @@ struct ChildPlan {
     std::vector<std::string> words;
     std::vector<char*> argv;
 };
-
-struct Pipe {
-    ScopedFd read_end, write_end;
-};
-
-Result<Pipe> make_pipe() {
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC) != 0)
-        return fail_errno("placeholder", "cannot make a pipe");
-    return Pipe{ScopedFd(ends[0]), ScopedFd(ends[1])};
-}
 
 int differing_namespaces(pid_t pid) {
     constexpr std::pair<const char*, int> kinds[] = {{"mnt", CLONE_NEWNS},
@@ -282,8 +272,8 @@ Result<std::vector<std::string>> command_line(pid_t pid) {
 
 Result<Placeholder> Placeholder::prepare(const PlaceholderPlan& plan) {
     CKPT_ASSIGN(ScopedFd main, open_pidfd(plan.main_pid));
-    CKPT_ASSIGN(Pipe gate, make_pipe());
-    CKPT_ASSIGN(Pipe report, make_pipe());
+    CKPT_ASSIGN(Pipe gate, make_pipe("placeholder"));
+    CKPT_ASSIGN(Pipe report, make_pipe("placeholder"));
     ChildPlan child;
     child.main_pidfd = main.get();
     child.namespaces = differing_namespaces(plan.main_pid);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "units/suspend_undo.h"
 
-#include <charconv>
 #include <chrono>
 
-#include "core/kernel/liveness.h"
+#include "core/transaction/recorded_process.h"
 #include "core/transaction/undo_kinds.h"
 #include "units/placeholder.h"
 #include "units/suspend.h"
@@ -24,55 +23,32 @@ Deadline soon() {
     return std::chrono::steady_clock::now() + kPatience;
 }
 
-// A process by its PID and start time, as the journal holds it.
-struct Recorded {
-    pid_t pid = 0;
-    uint64_t start = 0;
-    Result<bool> lives() const { return process_lives(pid, start); }
-};
-
-Result<uint64_t> parse(const std::string& text) {
-    uint64_t value = 0;
-    auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size())
-        return fail(ErrorKind::kInternal, "undo", "wrong arguments in the journal");
-    return value;
-}
-
-Result<Recorded> parse_process(const UndoArgs& args, size_t at) {
-    if (args.size() < at + 2)
-        return fail(ErrorKind::kInternal, "undo", "wrong arguments in the journal");
-    CKPT_ASSIGN(uint64_t pid, parse(args[at]));
-    CKPT_ASSIGN(uint64_t start, parse(args[at + 1]));
-    return Recorded{static_cast<pid_t>(pid), start};
-}
-
 // PLACEHOLDER, its START, MAIN PID, its START (0 0: not known), UNIT, CGROUP DIRECTORY, STATUS.
 struct RecordedPair {
-    Recorded placeholder, main;
+    RecordedProcess placeholder, main;
     std::string unit, cgroup_dir, status;
 };
 
 Result<RecordedPair> parse_pair(const UndoArgs& args) {
     if (args.size() != 7)
         return fail(ErrorKind::kInternal, "undo", "wrong arguments in the journal");
-    CKPT_ASSIGN(Recorded placeholder, parse_process(args, 0));
-    CKPT_ASSIGN(Recorded main, parse_process(args, 2));
+    CKPT_ASSIGN(RecordedProcess placeholder, RecordedProcess::parse(args, 0));
+    CKPT_ASSIGN(RecordedProcess main, RecordedProcess::parse(args, 2));
     return RecordedPair{placeholder, main, args[4], args[5], args[6]};
 }
 
 Result<uint64_t> add_pair(Journal& journal, const char* kind, const PlaceholderPair& pair) {
-    CKPT_ASSIGN(uint64_t placeholder, process_start_time(pair.placeholder));
-    uint64_t main = 0;
-    if (pair.main_pid != 0) {
-        CKPT_ASSIGN(main, process_start_time(pair.main_pid));
-    }
-    return journal.add(kind, {std::to_string(pair.placeholder), std::to_string(placeholder),
-                              std::to_string(pair.main_pid), std::to_string(main), pair.unit,
-                              pair.cgroup_dir, pair.status});
+    UndoArgs args;
+    CKPT_TRY(RecordedProcess::append(args, pair.placeholder));
+    if (pair.main_pid != 0)
+        CKPT_TRY(RecordedProcess::append(args, pair.main_pid));
+    else
+        args.insert(args.end(), {"0", "0"});
+    args.insert(args.end(), {pair.unit, pair.cgroup_dir, pair.status});
+    return journal.add(kind, std::move(args));
 }
 
-Result<bool> is_main(Systemd& systemd, const RecordedPair& pair, const Recorded& process) {
+Result<bool> is_main(Systemd& systemd, const RecordedPair& pair, const RecordedProcess& process) {
     CKPT_ASSIGN(uint64_t now, systemd.number(pair.unit, "Service", "MainPID"));
     return now == static_cast<uint64_t>(process.pid);
 }
@@ -94,7 +70,7 @@ Result<void> announce_main(Systemd& systemd, const RecordedPair& pair) {
                       });
 }
 
-Result<void> hold_numbers(const Recorded& recorded) {
+Result<void> hold_numbers(const RecordedProcess& recorded) {
     CKPT_ASSIGN(bool lives, recorded.lives());
     if (!lives)
         return {};
@@ -112,7 +88,7 @@ Result<void> stay_suspended(const RecordedPair& pair) {
 
 // The main process that lives on becomes systemd's again, and `leave` ends the placeholder; with none the
 // unit stays suspended.
-Result<void> settle_main(const UndoArgs& args, Result<void> (*leave)(const Recorded& placeholder)) {
+Result<void> settle_main(const UndoArgs& args, Result<void> (*leave)(const RecordedProcess& placeholder)) {
     CKPT_ASSIGN(RecordedPair pair, parse_pair(args));
     CKPT_ASSIGN(bool placeholder_lives, pair.placeholder.lives());
     if (!placeholder_lives)
@@ -126,13 +102,13 @@ Result<void> settle_main(const UndoArgs& args, Result<void> (*leave)(const Recor
 }
 
 Result<void> take_back(const UndoArgs& args) {
-    return settle_main(args, [](const Recorded& placeholder) {
+    return settle_main(args, [](const RecordedProcess& placeholder) {
         return kill_process(placeholder.pid, placeholder.start);
     });
 }
 
 Result<void> hold_again(const UndoArgs& args) {
-    CKPT_ASSIGN(Recorded placeholder, parse_process(args, 0));
+    CKPT_ASSIGN(RecordedProcess placeholder, RecordedProcess::parse(args, 0));
     return hold_numbers(placeholder);
 }
 
@@ -146,7 +122,7 @@ Result<void> end_restored(const UndoArgs& args) {
 }
 
 Result<void> finish_resume(const UndoArgs& args) {
-    return settle_main(args, [](const Recorded& recorded) -> Result<void> {
+    return settle_main(args, [](const RecordedProcess& recorded) -> Result<void> {
         CKPT_ASSIGN(auto placeholder, Placeholder::find(recorded.pid));
         return placeholder ? placeholder->dismiss(soon()) : Result<void>();
     });
@@ -159,8 +135,9 @@ Result<uint64_t> undo_by_taking_back(Journal& journal, const PlaceholderPair& pa
 }
 
 Result<uint64_t> undo_by_holding_numbers(Journal& journal, pid_t placeholder) {
-    CKPT_ASSIGN(uint64_t start, process_start_time(placeholder));
-    return journal.add(kHoldNumbers, {std::to_string(placeholder), std::to_string(start)});
+    UndoArgs args;
+    CKPT_TRY(RecordedProcess::append(args, placeholder));
+    return journal.add(kHoldNumbers, std::move(args));
 }
 
 Result<uint64_t> undo_by_ending_restored(Journal& journal, const PlaceholderPair& pair) {

@@ -16,10 +16,10 @@
 #include <string>
 
 #include "core/base/io.h"
-#include "core/kernel/liveness.h"
+#include "core/base/pipe.h"
 #include "core/kernel/proc_status.h"
 #include "core/kernel/proc_task.h"
-#include "core/transaction/undo_kinds.h"
+#include "core/transaction/recorded_process.h"
 #include "units/unit_process.h"
 
 namespace checkpointd {
@@ -204,26 +204,15 @@ Result<void> send_message(pid_t pid, const std::string& path, std::string text, 
     return {};
 }
 
-struct ReadyPipe {
-    ScopedFd theirs, ours;
-};
-
-// The program gets the end for reading, so that nothing it does with it can end it by SIGPIPE. Ours
-// is in error as soon as that is closed (pipe(7)).
-Result<ReadyPipe> make_ready_pipe() {
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC) != 0)
-        return fail_errno("tell", "cannot make a pipe");
-    return ReadyPipe{ScopedFd(ends[0]), ScopedFd(ends[1])};
-}
-
 Result<ScopedFd> ask_at_socket(const UnitFacts& facts, WayDown way, Deadline deadline) {
-    CKPT_ASSIGN(ReadyPipe pipe, make_ready_pipe());
+    // The program gets the end for reading, so that nothing it does with it can end it by SIGPIPE. Ours
+    // is in error as soon as that is closed (pipe(7)).
+    CKPT_ASSIGN(Pipe pipe, make_pipe("tell"));
     const timeval left = time_left(deadline);
     const auto text = fmt::format("EVENT=before\nMODE={}\nUNIT={}\nTIMEOUT_USEC={}\n", name_of(way),
                                   facts.id, left.tv_sec * 1000000 + left.tv_usec);
-    CKPT_TRY(send_message(facts.main_pid, *facts.tell.socket, text, pipe.theirs.get(), deadline));
-    return std::move(pipe.ours);
+    CKPT_TRY(send_message(facts.main_pid, *facts.tell.socket, text, pipe.read_end.get(), deadline));
+    return std::move(pipe.write_end);
 }
 
 Result<void> wait_ready(const UnitFacts& facts, const ScopedFd& ours, Deadline deadline) {
@@ -264,10 +253,10 @@ bool tell(pid_t pid, const std::string& unit, TellOutcome outcome, int signal,
 Result<void> undo_tell(const UndoArgs& args) {
     if (args.size() != 6)
         return fail(ErrorKind::kInternal, kTell, "wrong arguments in the journal");
-    const auto pid = static_cast<pid_t>(std::stol(args[1]));
-    CKPT_ASSIGN(const bool is_alive, process_lives(pid, std::stoull(args[2])));
+    CKPT_ASSIGN(const auto main, RecordedProcess::parse(args, 1));
+    CKPT_ASSIGN(const bool is_alive, main.lives());
     if (is_alive)
-        (void)tell(pid, args[0], static_cast<TellOutcome>(std::stoi(args[3])), std::stoi(args[4]),
+        (void)tell(main.pid, args[0], static_cast<TellOutcome>(std::stoi(args[3])), std::stoi(args[4]),
                    args[5], std::chrono::steady_clock::now() + kPatience);
     return {};
 }
@@ -305,11 +294,11 @@ Result<uint64_t> undo_by_telling(Journal& journal, const UnitFacts& facts, pid_t
                                  TellOutcome outcome) {
     if (!facts.tell.asks())
         return 0;
-    CKPT_ASSIGN(const uint64_t started, process_start_time(main_pid));
-    return journal.add(
-        kTell, {facts.id, std::to_string(main_pid), std::to_string(started),
-                std::to_string(static_cast<int>(outcome)),
-                std::to_string(facts.tell.after.value_or(0)), facts.tell.socket.value_or("")});
+    UndoArgs args{facts.id};
+    CKPT_TRY(RecordedProcess::append(args, main_pid));
+    args.insert(args.end(), {std::to_string(static_cast<int>(outcome)),
+                             std::to_string(facts.tell.after.value_or(0)), facts.tell.socket.value_or("")});
+    return journal.add(kTell, std::move(args));
 }
 
 void add_tell_undo_kind(UndoTable& table) {

@@ -5,8 +5,7 @@
 #include <cerrno>
 #include <unistd.h>
 
-#include "core/kernel/liveness.h"
-#include "core/transaction/undo_kinds.h"
+#include "core/transaction/recorded_process.h"
 #include "units/definition.h"
 #include "units/cold_start.h"
 #include "units/drop_in.h"
@@ -59,8 +58,8 @@ Result<void> await_stop(const UndoArgs& args) {
 Result<void> unstage(const UndoArgs& args) {
     CKPT_ASSIGN(std::string unit, unit_argument(args, args.size() == 3 ? 3 : 1, kUnstage));
     if (args.size() == 3) {
-        CKPT_ASSIGN(const bool is_alive, process_lives(static_cast<pid_t>(std::stol(args[1])),
-                                                       std::stoull(args[2])));
+        CKPT_ASSIGN(const auto main, RecordedProcess::parse(args, 1));
+        CKPT_ASSIGN(const bool is_alive, main.lives());
         if (is_alive)
             return {};
     }
@@ -97,8 +96,9 @@ Result<uint64_t> undo_by_unstaging(Journal& journal, const std::string& unit) {
 
 Result<uint64_t> undo_by_unstaging_unless_alive(Journal& journal, const std::string& unit,
                                                 pid_t main_pid) {
-    CKPT_ASSIGN(const uint64_t started, process_start_time(main_pid));
-    return journal.add(kUnstage, {unit, std::to_string(main_pid), std::to_string(started)});
+    UndoArgs args{unit};
+    CKPT_TRY(RecordedProcess::append(args, main_pid));
+    return journal.add(kUnstage, std::move(args));
 }
 
 Result<void> remove_drop_in(Systemd& systemd, const std::string& unit) {

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/transaction/recorded_process.h"
 #include "core/transaction/undo_kinds.h"
 
 namespace checkpointd {
@@ -215,6 +216,17 @@ TEST_F(JournalTest, CoreKindsKillRemoveAndRespectIdentity) {
     EXPECT_FALSE(fs::exists(base_ + "/tree"));
     EXPECT_TRUE(fs::exists("/etc/passwd"));
     EXPECT_TRUE(journal->close());
+}
+
+TEST(RecordedProcess, ComesBackFromArguments) {
+    UndoArgs args{"unit"};
+    ASSERT_TRUE(RecordedProcess::append(args, getpid()));
+    auto process = RecordedProcess::parse(args, 1);
+    ASSERT_TRUE(process);
+    EXPECT_EQ(process->pid, getpid());
+    EXPECT_TRUE(process->lives().value());
+    for (const UndoArgs& wrong : {UndoArgs{"1"}, UndoArgs{"x", "1"}, UndoArgs{"1", "2x"}, UndoArgs{"", ""}})
+        EXPECT_FALSE(RecordedProcess::parse(wrong, 0));
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
+#include "core/transaction/recorded_process.h"
 
 namespace checkpointd {
 namespace {
@@ -29,17 +30,11 @@ Error bad_arguments(const char* kind) {
     return Error{ErrorKind::kInternal, kind, "wrong arguments in the journal", {}, 0, {}};
 }
 
-template <typename Number>
-bool parse_number(const std::string& text, Number& number) {
-    return std::from_chars(text.data(), text.data() + text.size(), number).ec == std::errc();
-}
-
 Result<void> kill_recorded(const UndoArgs& args) {
-    pid_t pid = 0;
-    uint64_t start = 0;
-    if (args.size() != 2 || !parse_number(args[0], pid) || !parse_number(args[1], start) || pid <= 1)
+    CKPT_ASSIGN(const auto process, RecordedProcess::parse(args, 0));
+    if (args.size() != 2 || process.pid <= 1)
         return tl::unexpected(bad_arguments(kKillProcess));
-    return kill_process(pid, start);
+    return kill_process(process.pid, process.start);
 }
 
 Result<void> remove_children(int dir_fd, const std::string& path);
@@ -129,8 +124,9 @@ void add_core_undo_kinds(UndoTable& table) {
 }
 
 Result<uint64_t> undo_by_killing(Journal& journal, pid_t pid) {
-    CKPT_ASSIGN(uint64_t start, process_start_time(pid));
-    return journal.add(kKillProcess, {std::to_string(pid), std::to_string(start)});
+    UndoArgs args;
+    CKPT_TRY(RecordedProcess::append(args, pid));
+    return journal.add(kKillProcess, std::move(args));
 }
 
 Result<uint64_t> undo_by_removing(Journal& journal, const std::string& path) {

@@ -6,8 +6,7 @@
 
 #include <fmt/core.h>
 
-#include "core/kernel/liveness.h"
-#include "core/transaction/undo_kinds.h"
+#include "core/transaction/recorded_process.h"
 #include "units/pid_reservation.h"
 
 namespace checkpointd {
@@ -31,8 +30,8 @@ Result<Subject> read_args(const UndoArgs& args) {
     if (args.size() < 4) return fail(ErrorKind::kInternal, "undo", "has the wrong arguments");
     CKPT_ASSIGN(auto store, images::ImageStore::open(args[0], false));
     CKPT_ASSIGN(auto id, images::parse_image_id(args[1]));
-    CKPT_ASSIGN(const bool alive,
-                process_lives(static_cast<pid_t>(std::stol(args[2])), std::stoull(args[3])));
+    CKPT_ASSIGN(const auto main, RecordedProcess::parse(args, 2));
+    CKPT_ASSIGN(const bool alive, main.lives());
     return Subject{std::move(store), std::move(id), alive};
 }
 
@@ -96,8 +95,9 @@ Result<void> undo_pids(const UndoArgs& args) {
 }
 
 Result<UndoArgs> name_subject(const std::string& store, const images::ImageId& image, pid_t main_pid) {
-    CKPT_ASSIGN(const uint64_t started, process_start_time(main_pid));
-    return UndoArgs{store, image.text(), std::to_string(main_pid), std::to_string(started)};
+    UndoArgs args{store, image.text()};
+    CKPT_TRY(RecordedProcess::append(args, main_pid));
+    return args;
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include <fmt/core.h>
 
 #include "core/base/io.h"
+#include "core/base/pipe.h"
 #include "core/restore/barriers.h"
 #include "core/restore/executor/conflicts.h"
 #include "core/restore/executor/region.h"
@@ -74,21 +75,9 @@ void unregister_rseq() {
     restorer::Interpreter(header, restorer::Place::kStage).run_to_end(program);
 }
 
-struct Gate {
-    ScopedFd read_end;
-    ScopedFd write_end;
-};
-
-Result<Gate> make_gate() {
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC) < 0)
-        return fail_errno("restore agent", "pipe2");
-    return Gate{ScopedFd(ends[0]), ScopedFd(ends[1])};
-}
-
 Result<void> start_agent(const RestoreRequest& request, const RestorePlan& plan, Tracer& tracer,
                          Region& region) {
-    CKPT_ASSIGN(Gate gate, make_gate());
+    CKPT_ASSIGN(Pipe gate, make_pipe("restore agent"));
     clone_args args{};
     args.flags = CLONE_CLEAR_SIGHAND;
     bool sibling = request.parent == RestoreRequest::Parent::kSibling;
