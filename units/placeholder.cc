@@ -10,7 +10,6 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
-#include <linux/sched.h>
 #include <linux/securebits.h>
 #include <poll.h>
 #include <sched.h>
@@ -25,7 +24,9 @@
 
 #include "core/base/io.h"
 #include "core/base/pipe.h"
+#include "core/kernel/proc_task.h"
 #include "units/placeholder/commands.h"
+#include "units/sibling.h"
 #include "units/unit_process.h"
 
 namespace checkpointd {
@@ -62,20 +63,15 @@ struct ChildPlan {
     std::vector<char*> argv;
 };
 
-int differing_namespaces(pid_t pid) {
-    constexpr std::pair<const char*, int> kinds[] = {{"mnt", CLONE_NEWNS},
-                                                     {"uts", CLONE_NEWUTS},
-                                                     {"ipc", CLONE_NEWIPC},
-                                                     {"net", CLONE_NEWNET},
-                                                     {"cgroup", CLONE_NEWCGROUP}};
-    int flags = 0;
-    for (auto [name, flag] : kinds) {
-        auto own = read_link(AT_FDCWD, fmt::format("/proc/self/ns/{}", name));
-        auto theirs = read_link(AT_FDCWD, fmt::format("/proc/{}/ns/{}", pid, name));
-        if (own && theirs && *own != *theirs)
-            flags |= flag;
-    }
-    return flags;
+// The user namespace of a process, or nothing if it is ours.
+Result<std::optional<ScopedFd>> own_user_namespace(pid_t pid) {
+    const std::string path = fmt::format("/proc/{}/ns/user", pid);
+    CKPT_ASSIGN(std::string ours, read_link(AT_FDCWD, "/proc/self/ns/user"));
+    CKPT_ASSIGN(std::string theirs, read_link(AT_FDCWD, path));
+    if (theirs == ours)
+        return std::nullopt;
+    CKPT_ASSIGN(ScopedFd fd, open_at(AT_FDCWD, path, O_RDONLY));
+    return fd;
 }
 
 // A memfd of 32-bit numbers, read by the program again and again.
@@ -137,6 +133,9 @@ Result<void> plan_descriptors(const PlaceholderPlan& plan, int report, ChildPlan
         wanted.push_back(fd.get());
     wanted.insert(wanted.end(), plan.held.begin(), plan.held.end());
     wanted.insert(wanted.end(), {numbers.get(), notify.get()});
+    CKPT_ASSIGN(auto user_namespace, own_user_namespace(plan.main_pid));
+    if (user_namespace)
+        wanted.push_back(user_namespace->get());
     const int floor = static_cast<int>(wanted.size()) + 16;
     for (int fd : wanted) {
         CKPT_ASSIGN(int copy, out_of_the_way(child, fd, floor));
@@ -224,40 +223,23 @@ bool reduce_capabilities() {
     give_up(child, Birth::kProgram);
 }
 
-// Nothing may interrupt the child before its program has taken over.
-class AllSignalsBlocked {
-  public:
-    AllSignalsBlocked() {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &saved_);
-    }
-    AllSignalsBlocked(const AllSignalsBlocked&) = delete;
-    AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
-    ~AllSignalsBlocked() { pthread_sigmask(SIG_SETMASK, &saved_, nullptr); }
-
-  private:
-    sigset_t saved_;
+struct ForkedChild {
+    const ChildPlan& plan;
+    int gate_writer, report_reader;
 };
 
-Result<pid_t> fork_child(const PlaceholderPlan& plan, const ChildPlan& child, int gate_writer,
-                         int report_reader) {
-    clone_args args = {};
-    args.flags = CLONE_PARENT | CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP;
-    args.cgroup = static_cast<uint64_t>(plan.cgroup_fd);
-    AllSignalsBlocked blocked;
-    long pid = syscall(SYS_clone3, &args, sizeof(args));
-    if (pid < 0) {
-        auto failed = fail_errno("placeholder", "cannot make a process in the unit's cgroup");
-        failed.value().remedy = "it needs one process more than the unit has: see its TasksMax=";
-        return failed;
-    }
-    if (pid == 0) {
-        close(gate_writer);
-        close(report_reader);
-        be_born(child);
-    }
-    return static_cast<pid_t>(pid);
+[[noreturn]] void begin(void* context) {
+    const auto& child = *static_cast<const ForkedChild*>(context);
+    close(child.gate_writer);
+    close(child.report_reader);
+    be_born(child.plan);
+}
+
+Result<pid_t> fork_child(const PlaceholderPlan& plan, ForkedChild child) {
+    auto pid = fork_sibling(plan.cgroup_fd, begin, &child, "placeholder");
+    if (!pid)
+        pid.error().remedy = "it needs one process more than the unit has: see its TasksMax=";
+    return pid;
 }
 
 Result<std::vector<std::string>> command_line(pid_t pid) {
@@ -283,7 +265,7 @@ Result<Placeholder> Placeholder::prepare(const PlaceholderPlan& plan) {
     plan_words(plan, child);
     Placeholder made;
     CKPT_ASSIGN(made.pid_,
-                fork_child(plan, child, gate.write_end.get(), report.read_end.get()));
+                fork_child(plan, {child, gate.write_end.get(), report.read_end.get()}));
     CKPT_ASSIGN(made.pidfd_, open_pidfd(made.pid_));
     report.write_end.reset();
     made.image_ = plan.image;
@@ -326,6 +308,20 @@ Result<std::optional<Placeholder>> Placeholder::find(pid_t pid) {
     found.pidfd_ = std::move(*handle);
     found.image_ = (*words)[1];
     return found;
+}
+
+Result<std::optional<ScopedFd>> Placeholder::user_namespace() const {
+    CKPT_ASSIGN(auto numbers, read_descriptor_list(pid_));
+    // It is the last one; those before are the unit's.
+    std::sort(numbers.rbegin(), numbers.rend());
+    for (int number : numbers) {
+        auto link = read_link(AT_FDCWD, fmt::format("/proc/{}/fd/{}", pid_, number));
+        if (!link || !link->starts_with("user:["))
+            continue;
+        CKPT_ASSIGN(ScopedFd fd, take_descriptor(pidfd_.get(), number, "placeholder"));
+        return fd;
+    }
+    return std::nullopt;
 }
 
 Result<void> Placeholder::command(int value) const {

@@ -23,7 +23,8 @@ inline constexpr const char* kPlaceholderProgram = "/usr/libexec/checkpointd/pla
 struct PlaceholderPlan {
     std::string program = kPlaceholderProgram;
     std::string image;  // "redis.service/20260102T030405.123456Z"
-    pid_t main_pid = 0;  // whose namespaces, descriptors 0 to 2, user and groups it takes over
+    pid_t main_pid = 0;  // whose namespaces, descriptors 0 to 2, user and groups it takes over; of a user
+                         // namespace it gets a descriptor
     int cgroup_fd = -1;
     std::vector<int> held;        // become its descriptors 3, 4, ...
     std::vector<pid_t> numbers;   // to be kept from others
@@ -48,6 +49,8 @@ class Placeholder {
     pid_t pid() const { return pid_; }
     int pidfd() const { return pidfd_.get(); }
     const std::string& image() const { return image_; }
+    // The unit's own user namespace, which the placeholder keeps without living in it; nothing if it has none.
+    Result<std::optional<ScopedFd>> user_namespace() const;
     // Of one that systemd has started: it can be told something.
     Result<void> wait_ready(Deadline deadline) const;
     // Takes the numbers; waits until those that could be had are held. Others' are no error.

@@ -82,22 +82,11 @@ Result<void> read_directories(Systemd& systemd, UnitFacts& facts) {
     return {};
 }
 
-// The placeholder keeps PIDs by a capability in our user namespace, so it cannot live in another.
-void check_placeholder(const UnitFacts& facts, Blockers& blockers) {
-    auto own = read_link(AT_FDCWD, "/proc/self/ns/user");
-    auto theirs = read_link(AT_FDCWD, fmt::format("/proc/{}/ns/user", facts.main_pid));
-    if (own && theirs && *own != *theirs)
-        blockers.add(ErrorKind::kUnsupported, "a unit with a user namespace of its own cannot be suspended",
-                     "mode stop takes it down");
-}
-
 // What systemd drops or does when a unit stops is no matter for one that does not.
 Result<void> check_stop_effects(Systemd& systemd, const UnitFacts& facts, WayDown way,
                                 Blockers& blockers) {
-    if (way == WayDown::kSuspend) {
-        check_placeholder(facts, blockers);
+    if (way == WayDown::kSuspend)
         return {};
-    }
     CKPT_ASSIGN(uint64_t stored, systemd.number(facts.id, "Service", "NFileDescriptorStore"));
     if (stored > 0)
         blockers.add(ErrorKind::kUnsupported,

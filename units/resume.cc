@@ -34,6 +34,8 @@ Result<std::unique_ptr<SuspendedUnit>> SuspendedUnit::open(Systemd& systemd, Jou
     CKPT_TRY(put_access_drop_in(systemd, journal, facts.id, "units.resume", steps, unit->drop_in_undo_));
     CKPT_TRY(steps.enter("units.resume.take-descriptors"));
     CKPT_TRY(unit->take_descriptors());
+    CKPT_TRY(steps.enter("units.resume.enter-namespaces"));
+    CKPT_ASSIGN(unit->door_, NamespaceDoor::open(unit->placeholder_, deadline));
     CKPT_ASSIGN(unit->numbers_undo_,
                 undo_by_holding_numbers(journal, unit->placeholder_.pid()));
     CKPT_TRY(steps.enter("units.resume.free-numbers"));
@@ -61,6 +63,7 @@ Result<uint64_t> SuspendedUnit::undo_by_ending_all() {
 
 Result<void> SuspendedUnit::hand_over(pid_t main_pid, const std::function<Result<void>()>& commit,
                                       Steps& steps, Deadline) {
+    door_.reset();
     CKPT_TRY(steps.enter("units.resume.check-main"));
     CKPT_TRY(check_new_main(main_pid, cgroup_));
     CKPT_ASSIGN(hand_over_undo_,
@@ -86,6 +89,7 @@ Result<void> SuspendedUnit::hand_over(pid_t main_pid, const std::function<Result
 
 Result<void> SuspendedUnit::abandon() {
     externals_.clear();
+    door_.reset();
     for (uint64_t* undo : {&hand_over_undo_, &numbers_undo_, &drop_in_undo_}) {
         if (*undo != 0)
             CKPT_TRY(journal_.undo(*undo));

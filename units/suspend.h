@@ -14,6 +14,7 @@
 #include "core/base/scoped_fd.h"
 #include "core/base/steps.h"
 #include "core/transaction/journal.h"
+#include "units/namespace_door.h"
 #include "units/placeholder.h"
 #include "units/resolve.h"
 #include "units/systemd.h"
@@ -71,7 +72,7 @@ class SuspendedUnit : public UnitStage {
     ~SuspendedUnit() override;
 
     pid_t helper_pid() const override { return placeholder_.pid(); }
-    int helper_pidfd() const override { return placeholder_.pidfd(); }
+    int helper_pidfd() const override { return door_ ? door_->pidfd() : placeholder_.pidfd(); }
     int cgroup_fd() const override { return cgroup_fd_.get(); }
     const std::string& cgroup_dir() const override { return cgroup_dir_; }
     const std::vector<std::pair<std::string, ScopedFd>>& externals() const override {
@@ -94,6 +95,7 @@ class SuspendedUnit : public UnitStage {
     Journal& journal_;
     UnitFacts facts_;
     Placeholder placeholder_;
+    std::optional<NamespaceDoor> door_;  // of a unit with a user namespace
     uint64_t drop_in_undo_ = 0;
     uint64_t numbers_undo_ = 0;
     uint64_t hand_over_undo_ = 0;

@@ -925,6 +925,23 @@ def processes_and_sockets(t):
 
 
 @case
+def a_suspension_in_a_user_namespace(t):
+    """The placeholder stays outside of it and keeps it; whoever joins it on the way back does so by a process of ours."""
+    relay, _ = stage(t).relay()
+    down = ("units.suspend.placeholder", "units.suspend.end-tasks", "units.suspend.hold-numbers")
+    up = ("units.resume.enter-namespaces", "units.resume.free-numbers", "restore.thread-numbers", "restore.run")
+    actions = lambda step: ("fail", "kill") if SOAK or step in (down[0], up[0]) else ("kill",)
+    for step in down:
+        for action in actions(step):
+            relay.fault_in_suspend(step, action, step == down[-1])
+    relay.suspend()
+    for step in up:
+        for action in actions(step):
+            relay.fault_in_resume(step, action, False)
+    relay.resume("at a second try")
+
+
+@case
 def every_step_in_the_source_is_gone_through(t):
     at = stage(t)
     gone_through = [at.steps("checkpoint"), at.steps("restore"),
