@@ -128,6 +128,12 @@ TEST(Manifest, FindsADamagedByteAndSaysWhere) {
     ImageDir dir = committed(tmp, "one", kFast);
     flip_byte(dir, "pages-1.img", (5 << 20) + 17);
     EXPECT_TRUE(verify(dir, VerifyDepth::kSizes));
+    EXPECT_TRUE(verify(dir, VerifyDepth::kButPages));
+    std::stop_source stop;
+    stop.request_stop();
+    auto cancelled = verify(dir, VerifyDepth::kFull, 2, stop.get_token());
+    ASSERT_FALSE(cancelled);
+    EXPECT_EQ(cancelled.error().kind, ErrorKind::kCancelled);
     for (unsigned threads : {1u, 3u}) {
         auto result = verify(dir, VerifyDepth::kFull, threads);
         ASSERT_FALSE(result);

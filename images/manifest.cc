@@ -22,6 +22,8 @@ namespace checkpointd::images {
 namespace {
 
 constexpr const char* kDigestName = "xxh3-64";
+// Small enough to be still in the cache when it is digested.
+constexpr uint64_t kReadSize = 256u << 10;
 
 uint64_t chunk_count(uint64_t size) { return (size + kDigestChunk - 1) / kDigestChunk; }
 
@@ -42,29 +44,41 @@ Result<void> read_exactly(int fd, char* out, size_t size, uint64_t offset,
     return {};
 }
 
+Result<uint64_t> digest_chunk(int fd, const FileDigest& file, uint64_t chunk, std::vector<char>& buffer) {
+    ChunkDigest digest;
+    const uint64_t end = std::min(file.size, (chunk + 1) * kDigestChunk);
+    for (uint64_t offset = chunk * kDigestChunk; offset < end; offset += buffer.size()) {
+        const size_t size = std::min<uint64_t>(buffer.size(), end - offset);
+        CKPT_TRY(read_exactly(fd, buffer.data(), size, offset, file.name));
+        digest.add(buffer.data(), size);
+    }
+    return digest.value();
+}
+
 // One thread's share of a file: takes the next chunk until none is left.
-Result<void> digest_some(int fd, FileDigest& digest, std::atomic<uint64_t>& next_chunk) {
-    std::vector<char> buffer(std::min(kDigestChunk, digest.size));
+Result<void> digest_some(int fd, FileDigest& digest, std::atomic<uint64_t>& next_chunk,
+                         const std::stop_token& stop) {
+    std::vector<char> buffer(std::min(kReadSize, digest.size));
     while (true) {
         uint64_t chunk = next_chunk.fetch_add(1);
         if (chunk >= digest.chunks.size())
             return {};
-        uint64_t offset = chunk * kDigestChunk;
-        size_t size = std::min(kDigestChunk, digest.size - offset);
-        CKPT_TRY(read_exactly(fd, buffer.data(), size, offset, digest.name));
-        digest.chunks[chunk] = chunk_digest(buffer.data(), size);
+        if (stop.stop_requested())
+            return fail(ErrorKind::kCancelled, digest.name, "nobody waits for its digests any more");
+        CKPT_ASSIGN(digest.chunks[chunk], digest_chunk(fd, digest, chunk, buffer));
     }
 }
 
-Result<void> digest_chunks(int fd, FileDigest& digest, unsigned threads) {
+Result<void> digest_chunks(int fd, FileDigest& digest, unsigned threads,
+                           const std::stop_token& stop = {}) {
     std::atomic<uint64_t> next_chunk = 0;
     size_t helpers = std::min<uint64_t>(std::max(threads, 1u), digest.chunks.size());
     helpers = helpers > 0 ? helpers - 1 : 0;
     std::vector<Result<void>> results(helpers);
     std::vector<std::jthread> running;
     for (Result<void>& result : results)
-        running.emplace_back([&] { result = digest_some(fd, digest, next_chunk); });
-    Result<void> mine = digest_some(fd, digest, next_chunk);
+        running.emplace_back([&] { result = digest_some(fd, digest, next_chunk, stop); });
+    Result<void> mine = digest_some(fd, digest, next_chunk, stop);
     running.clear();
     CKPT_TRY(mine);
     for (Result<void>& result : results)
@@ -119,17 +133,24 @@ Result<FileDigest> parse_file(const nlohmann::json& json, const std::string& obj
     return digest;
 }
 
+bool wants_digests(const std::string& name, VerifyDepth depth) {
+    if (depth != VerifyDepth::kButPages)
+        return depth == VerifyDepth::kFull;
+    auto image = parse_image_name(name);
+    return !image || image->type != ImageType::kPages;
+}
+
 Result<void> check_file(const ImageDir& dir, const FileDigest& expected, VerifyDepth depth,
-                        unsigned threads) {
+                        unsigned threads, const std::stop_token& stop) {
     uint64_t size = 0;
     CKPT_ASSIGN(ScopedFd file, open_member(dir, expected.name, size));
     if (size != expected.size)
         return fail(ErrorKind::kBadImage, expected.name,
                     fmt::format("has {} bytes, but was written with {}", size, expected.size));
-    if (depth == VerifyDepth::kSizes || expected.chunks.empty())
+    if (!wants_digests(expected.name, depth) || expected.chunks.empty())
         return {};
     FileDigest found{expected.name, size, std::vector<uint64_t>(chunk_count(size))};
-    CKPT_TRY(digest_chunks(file.get(), found, threads));
+    CKPT_TRY(digest_chunks(file.get(), found, threads, stop));
     auto [wrong, ignored] = std::ranges::mismatch(found.chunks, expected.chunks);
     if (wrong == found.chunks.end())
         return {};
@@ -206,14 +227,17 @@ Result<Manifest> read_manifest(const ImageDir& dir) {
     return parse_manifest(*text, object);
 }
 
-Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads) {
+Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads, std::stop_token stop) {
     CKPT_ASSIGN(Manifest manifest, read_manifest(dir));
     CKPT_ASSIGN(std::vector<std::string> present, dir.file_names());
     std::vector<Error> faults;
     std::set<std::string> listed;
     for (const FileDigest& file : manifest.files) {
         listed.insert(file.name);
-        if (auto ok = check_file(dir, file, depth, threads); !ok)
+        auto ok = check_file(dir, file, depth, threads, stop);
+        if (!ok && ok.error().kind == ErrorKind::kCancelled)
+            return ok;
+        if (!ok)
             faults.push_back(std::move(ok).error());
     }
     for (const std::string& name : present) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -54,10 +55,12 @@ Result<Manifest> parse_manifest(const std::string& text, const std::string& obje
 Result<Manifest> read_manifest(const ImageDir& dir);
 
 enum class VerifyDepth {
-    kSizes,  // every listed file is there in its size, and no image file is there unlisted: cheap
-    kFull,   // and every chunk has its digest: reads everything
+    kSizes,     // every listed file is there in its size, and no image file is there unlisted: cheap
+    kButPages,  // and every chunk has its digest, except in the pages images
+    kFull,      // and there too: reads everything
 };
-// kBadImage that lists all files at fault.
-Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads = 1);
+// kBadImage that lists all files at fault; kCancelled once `stop` was asked for.
+Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads = 1,
+                    std::stop_token stop = {});
 
 }  // namespace checkpointd::images

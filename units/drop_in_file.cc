@@ -23,6 +23,12 @@ Result<void> write_drop_in_file(const std::string& path, const std::string& text
     return write_file(AT_FDCWD, path, text, 0644);
 }
 
+// Saves the reload, where PID 1 has forgotten the unit (one that is down and that none refers to).
+static Result<bool> is_taken_unasked(Systemd& systemd, const std::string& unit) {
+    CKPT_ASSIGN(const bool is_loaded, systemd.is_loaded(unit));
+    return is_loaded ? false : has_drop_in(systemd, unit);
+}
+
 Result<void> put_drop_in(Systemd& systemd, Journal& journal, const std::string& unit,
                          const std::string& text, std::string_view prefix, Steps& steps,
                          uint64_t& undo_id) {
@@ -35,6 +41,9 @@ Result<void> put_drop_in(Systemd& systemd, Journal& journal, const std::string& 
     CKPT_TRY(make_directory(std::string(kRuntimeUnitDir)));
     CKPT_TRY(write_drop_in_file(path, text));
     CKPT_TRY(steps.enter(fmt::format("{}.reload", prefix)));
+    CKPT_ASSIGN(const bool is_taken, is_taken_unasked(systemd, unit));
+    if (is_taken)
+        return {};
     CKPT_TRY(systemd.reload());
     CKPT_ASSIGN(std::string load_state, systemd.text(unit, "Unit", "LoadState"));
     if (load_state == "not-found")

@@ -14,7 +14,7 @@ namespace checkpointd {
 // Writes `path`, which is DIRECTORY/UNIT.d/NAME, and makes its folder; DIRECTORY is there.
 Result<void> write_drop_in_file(const std::string& path, const std::string& text);
 
-// Registers the undo, writes the drop-in below /run and reloads. Returns the undo's id; running it removes
+// Registers the undo, writes the drop-in below /run and has PID 1 read it. Returns the undo's id; running it removes
 // the drop-in and reloads. `prefix` names the steps: PREFIX.write-drop-in, PREFIX.reload.
 // The id is stored as soon as it exists: on failure the caller still has to undo it.
 Result<void> put_drop_in(Systemd& systemd, Journal& journal, const std::string& unit,

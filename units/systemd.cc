@@ -256,6 +256,18 @@ Result<std::string> Systemd::load_unit(const std::string& name) {
     return std::string(path);
 }
 
+Result<bool> Systemd::is_loaded(const std::string& name) {
+    BusError error;
+    int r = sd_bus_call_method(impl_->bus.get(), kService, kManagerPath, kManager, "GetUnit", error.get(),
+                               nullptr, "s", name.c_str());
+    if (r >= 0)
+        return true;
+    auto failure = error.failure(name, "look for the unit", r);
+    if (failure.value().kind == ErrorKind::kNotFound)
+        return false;
+    return tl::unexpected(std::move(failure).value());
+}
+
 Result<std::string> Systemd::text(const std::string& unit, std::string_view interface,
                                   const char* property) {
     CKPT_ASSIGN(Message reply, impl_->property(unit, interface, property, "s"));

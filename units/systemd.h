@@ -50,6 +50,9 @@ class Systemd {
     // LoadState "not-found", which is not an error here.
     Result<std::string> load_unit(const std::string& name);
 
+    // Whether PID 1 holds the unit in memory: what it does not it reads afresh when it needs it.
+    Result<bool> is_loaded(const std::string& name);
+
     // Properties by unit name. `interface` is the last part: "Unit", "Service", "Socket".
     Result<std::string> text(const std::string& unit, std::string_view interface, const char* property);
     Result<uint64_t> number(const std::string& unit, std::string_view interface, const char* property);

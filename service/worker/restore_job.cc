@@ -30,7 +30,11 @@ namespace {
 using images::ImageState;
 using images::ImageStore;
 
-unsigned verify_threads() { return std::min(4u, std::max(1u, std::thread::hardware_concurrency())); }
+// `others` have the rest of the processors.
+unsigned verify_threads(unsigned others) {
+    const unsigned processors = std::thread::hardware_concurrency();
+    return processors > others ? std::min(4u, processors - others) : 1;
+}
 
 Result<UnitFacts> read_facts(const images::ImageDir& dir) {
     CKPT_ASSIGN(auto text, read_file(dir.fd(), kUnitFactsName));
@@ -62,6 +66,8 @@ class RestoreJob {
 
   private:
     Result<void> open_image();
+    Result<void> verify_image();
+    Result<void> verify_pages();
     Result<void> check_state(const images::StoredImage& stored);
     Result<void> check_fresh();
     void keep_pids_free() const;
@@ -88,6 +94,8 @@ class RestoreJob {
     ImageState state_ = ImageState::kReady;  // before us
     uint64_t cold_start_ = 0;                // undo of a unit at its gate, not done yet
     std::optional<images::ImageDir> image_;
+    Result<void> pages_;  // of the check below; nobody else's until that has ended
+    std::jthread pages_check_;
     images::ImageInfo info_;
     UnitFacts facts_;
     std::optional<Placeholder> placeholder_;  // of a suspended unit
@@ -105,13 +113,32 @@ Result<void> RestoreJob::open_image() {
     CKPT_ASSIGN(auto stored, store_.get(id_));
     if (stored.damage) return tl::unexpected(std::move(*stored.damage));
     CKPT_TRY(check_state(stored));
-    CKPT_TRY(steps_.enter("restore.verify"));
     CKPT_ASSIGN(image_, store_.open_image(id_));
-    CKPT_TRY(images::verify(*image_, images::VerifyDepth::kFull, verify_threads()));
+    CKPT_TRY(verify_image());
     CKPT_ASSIGN(facts_, read_facts(*image_));
     info_ = std::move(stored.info);
     CKPT_TRY(steps_.enter("restore.fresh"));
     return check_fresh();
+}
+
+// The pages are nothing but copied, so they may be checked beside that, as long as it is before anything runs.
+// A unit at its gate was not touched yet and would have to be stopped again: there all of it comes first.
+Result<void> RestoreJob::verify_image() {
+    using images::VerifyDepth;
+    CKPT_TRY(steps_.enter("restore.verify"));
+    if (request_.at_gate) return images::verify(*image_, VerifyDepth::kFull, verify_threads(0));
+    CKPT_TRY(images::verify(*image_, VerifyDepth::kButPages));
+    pages_check_ = std::jthread([this](const std::stop_token& stop) {
+        pages_ = images::verify(*image_, VerifyDepth::kFull, verify_threads(1), stop);
+    });
+    return {};
+}
+
+Result<void> RestoreJob::verify_pages() {
+    if (!pages_check_.joinable()) return {};
+    CKPT_TRY(steps_.enter("restore.verify-pages"));
+    pages_check_.join();
+    return pages_;
 }
 
 Result<void> RestoreJob::check_state(const images::StoredImage& stored) {
@@ -309,6 +336,7 @@ Result<JobResult> RestoreJob::run() {
     CKPT_TRY(put_files_back());
     CKPT_TRY(free_pids());
     CKPT_TRY(build());
+    CKPT_TRY(verify_pages());
     CKPT_TRY(let_go());
     return result();
 }
