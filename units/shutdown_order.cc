@@ -37,7 +37,7 @@ bool waits_for_file_systems(const std::filesystem::directory_entry& file) {
 std::string shutdown_drop_in() {
     DropIn text("Written by checkpointd's generator: the policy wants this unit on disk when the system goes down.");
     text.section("Unit");
-    text.set("Wants", kShutdownUnit);
+    text.set("Wants", kShutdownBeginUnit);
     text.set("Before", kShutdownUnit);
     return text.text();
 }

@@ -13,6 +13,8 @@
 namespace checkpointd {
 
 inline constexpr const char* kShutdownUnit = "checkpointd-shutdown.service";
+// Starts that one at once, while those that it is ordered after may still be starting.
+inline constexpr const char* kShutdownBeginUnit = "checkpointd-shutdown-begin.service";
 inline constexpr std::string_view kShutdownDropInName = "zz-checkpointd-shutdown.conf";
 
 // The drop-in's text.

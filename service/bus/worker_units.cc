@@ -148,7 +148,7 @@ void WorkerUnits::reload_units(bool at_shutdown) {
             if (!at_shutdown) return;
             systemd_->callMethodAsync("StartUnit")
                 .onInterface(kManager)
-                .withArguments(std::string(kShutdownUnit), std::string("fail"))
+                .withArguments(std::string(kShutdownUnit), std::string("ignore-dependencies"))
                 .uponReplyInvoke([](bus::AsyncError, const sdbus::ObjectPath&) {});
         });
 }
