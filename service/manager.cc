@@ -39,11 +39,11 @@ std::vector<uint32_t> list_job_ids(const std::string& dir) {
     return ids;
 }
 
-// A stop ends with a reload of systemd anyhow; of the other ways the generator has to be told.
-bool makes_start_image(const Job& job) {
+// The units of other images that a start begins with are stopped or suspended, which ends with a reload of systemd.
+bool is_reused_snapshot(const Job& job) {
     const JobRequest& request = job.request();
-    return job.state() == JobState::kDone && request.type == JobType::kCheckpoint && request.mode != "stop" &&
-           (request.mode != "snapshot" || request.policy.reuse);
+    return job.state() == JobState::kDone && request.type == JobType::kCheckpoint && request.mode == "snapshot" &&
+           request.policy.reuse;
 }
 
 JobResult failure(Error error) {
@@ -372,7 +372,7 @@ void Manager::finish(Job& job, JobResult result) {
     if (!result.ok) (void)store_atomically(job.dir(), kResultFile, to_json(result));
     changed(job, job.finish(std::move(result), realtime_usec()));
     if (observer_) observer_->job_removed(job);
-    if (makes_start_image(job)) reload_later();
+    if (is_reused_snapshot(job)) reload_later();
     touch();
     loop_.after(config_.linger, [this, id = job.id()] { forget(id); });
 }

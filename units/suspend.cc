@@ -109,11 +109,16 @@ Result<void> Suspension::end_tasks(Steps& steps, Deadline deadline,
 }
 
 Result<void> Suspension::finish(Steps& steps) {
-    if (drop_in_undo_ == 0)
-        return {};
     // There is no way back from here, so nobody is asked.
-    (void)steps.enter("units.suspend.remove-drop-in");
-    return cancel();
+    if (drop_in_undo_ != 0) {
+        (void)steps.enter("units.suspend.remove-drop-in");
+        return cancel();
+    }
+    // As the reload above does, this one gives the unit its gate: it may be stopped and started at any time.
+    if (facts_.transient)
+        return {};
+    (void)steps.enter("units.suspend.make-gate");
+    return systemd_.reload();
 }
 
 Result<void> Suspension::cancel() {

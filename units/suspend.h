@@ -27,7 +27,7 @@ namespace checkpointd {
 //   [engine: freeze, dump, image written; tasks held]
 //   put_placeholder()  a placeholder becomes the main process.
 //   end_tasks() the point of no return.
-//   finish()    the unit is as its files say.
+//   finish()    the unit is as its files say, and has a gate. For an image that is ready.
 // Destroyed before end_tasks() it undoes what it did: do so while the tasks are still held.
 class Suspension {
   public:

@@ -50,6 +50,7 @@ constexpr std::array kCheckpoint{
     Entry{"units.suspend.end-tasks", Phase::kStop, 0.94},
     Entry{"units.suspend.hold-numbers", Phase::kStop, 0.94},
     Entry{"units.suspend.remove-drop-in", Phase::kStop, 0.97},
+    Entry{"units.suspend.make-gate", Phase::kStop, 0.97},
     Entry{"checkpoint.mark-ready", Phase::kStop, 0.95},
     Entry{"checkpoint.reserve-pids", Phase::kStop, 0.96},
     Entry{"units.stop.remove-drop-in", Phase::kStop, 0.97},

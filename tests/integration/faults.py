@@ -458,6 +458,8 @@ class Stage:
             down = Steps("checkpoint", relay.steps(relay.checkpoint()))
             up = Steps("restore", relay.steps(relay.restore()))
             self.other = relay, {"checkpoint": down, "restore": up}
+            for way in ("suspend", "resume"):
+                self.other[1][way] = Steps(way, relay.steps(getattr(relay, way)()))
         return self.other
 
     def share(self, items, work, width=SUBJECTS):
@@ -931,18 +933,22 @@ def processes_and_sockets(t):
 @case
 def a_suspension_in_a_user_namespace(t):
     """The placeholder stays outside of it and keeps it; whoever joins it on the way back does so by a process of ours."""
-    relay, _ = stage(t).relay()
-    down = ("units.suspend.placeholder", "units.suspend.end-tasks", "units.suspend.hold-numbers")
-    up = ("units.resume.enter-namespaces", "units.resume.free-numbers", "restore.thread-numbers", "restore.run")
-    actions = lambda step: ("fail", "kill") if SOAK or step in (down[0], up[0]) else ("kill",)
-    for step in down:
+    relay, recorded = stage(t).relay()
+    down, up = recorded["suspend"], recorded["resume"]
+    both = ("units.suspend.placeholder", "units.resume.enter-namespaces")
+    actions = lambda step: ("fail", "kill") if SOAK or step in both else ("kill",)
+    for step in samples(down, "units.suspend.placeholder", "units.suspend.end-tasks", "units.suspend.hold-numbers",
+                        "units.suspend.make-gate"):
         for action in actions(step):
-            relay.fault_in_suspend(step, action, step == down[-1])
-    relay.suspend()
-    for step in up:
+            relay.fault_in_suspend(step, action, down.is_late(step))
+    for step in samples(up, "units.resume.enter-namespaces", "units.resume.free-numbers", "restore.thread-numbers",
+                        "restore.run"):
         for action in actions(step):
-            relay.fault_in_resume(step, action, False)
-    relay.resume("at a second try")
+            if relay.look()["look"]["copies"]:
+                relay.suspend()
+            relay.fault_in_resume(step, action, up.is_late(step))
+    if not relay.look()["look"]["copies"]:
+        relay.resume("at a second try")
 
 
 @case
