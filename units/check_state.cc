@@ -87,11 +87,6 @@ void check_command(UnitFacts& facts, Blockers& blockers) {
         return;
     }
     facts.exec_index = *running;
-    if (facts.exec_index + 1 < facts.exec_start.size())
-        blockers.add(ErrorKind::kUnsupported,
-                     fmt::format("a oneshot in line {} of {} of its ExecStart= cannot be carried",
-                                 facts.exec_index + 1, facts.exec_start.size()),
-                     "wait for the last line, or put what is to be carried into the last one");
 }
 
 }  // namespace

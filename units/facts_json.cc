@@ -104,6 +104,7 @@ UnitFacts json_facts(const Json& json) {
     for (const Json& external : json.at("externals"))
         facts.externals.push_back(json_external(external));
     facts.exec_index = json.value("exec_index", size_t{0});
+    facts.only_in_place = json.value("only_in_place", "");
     for (const Json& group : json.value("subgroups", Json::array()))
         facts.subgroups.push_back(json_subgroup(group));
     for (const auto& [key, value] : json.value("tell", std::map<std::string, std::string>()))
@@ -135,6 +136,7 @@ std::string to_json(const UnitFacts& facts) {
                  {"syslog_identifier", facts.syslog_identifier},
                  {"exec_start", Json::array()},
                  {"exec_index", facts.exec_index},
+                 {"only_in_place", facts.only_in_place},
                  {"subgroups", Json::array()},
                  {"tell", facts.tell.values()},
                  {"directories", Json::array()},

@@ -82,16 +82,35 @@ Result<void> read_directories(Systemd& systemd, UnitFacts& facts) {
     return {};
 }
 
-// What systemd drops or does when a unit stops is no matter for one that does not.
-Result<void> check_stop_effects(Systemd& systemd, const UnitFacts& facts, WayDown way,
-                                Blockers& blockers) {
-    if (way == WayDown::kSuspend)
-        return {};
+// What would be lost with a stop of the unit and a start of it, whoever carries its processes.
+Result<std::vector<Error>> losses_by_a_stop(Systemd& systemd, const UnitFacts& facts) {
+    std::vector<Error> losses;
+    auto add = [&](std::string what, std::string remedy) {
+        losses.push_back(Error{ErrorKind::kUnsupported, facts.id, std::move(what), std::move(remedy), 0, {}});
+    };
     CKPT_ASSIGN(uint64_t stored, systemd.number(facts.id, "Service", "NFileDescriptorStore"));
     if (stored > 0)
-        blockers.add(ErrorKind::kUnsupported,
-                     fmt::format("{} descriptors lie in its descriptor store", stored),
-                     "systemd drops them when the unit stops; suspend it");
+        add(fmt::format("its descriptor store holds {}", stored),
+            "systemd drops them when the unit stops; suspend it");
+    // systemd goes on with the line after the one that it knows to run, and forgets it where the unit has no such
+    // line at a reload (service_deserialize_exec_command() of systemd): the stage helper is none of the unit's.
+    if (facts.exec_index + 1 < facts.exec_start.size())
+        add(fmt::format("it is in line {} of {} of its ExecStart=", facts.exec_index + 1, facts.exec_start.size()),
+            "after a restore systemd would not go on with the next one; suspend it, or wait for the last line");
+    return losses;
+}
+
+// What systemd drops or does when a unit stops is no matter for one that does not.
+Result<void> check_stop_effects(Systemd& systemd, UnitFacts& facts, WayDown way, Blockers& blockers) {
+    CKPT_ASSIGN(auto losses, losses_by_a_stop(systemd, facts));
+    for (Error& loss : losses) {
+        if (way != WayDown::kSuspend)
+            blockers.add(std::move(loss));
+        else
+            facts.only_in_place += (facts.only_in_place.empty() ? "" : "; ") + loss.message;
+    }
+    if (way == WayDown::kSuspend)
+        return {};
     if (way == WayDown::kSnapshot)
         return {};
     CKPT_ASSIGN(auto on_success, systemd.list(facts.id, "Unit", "OnSuccess"));
@@ -175,12 +194,15 @@ Result<void> check_namespaces(Systemd& systemd, const UnitFacts& facts, Blockers
     return {};
 }
 
-Result<void> check_processes(const UnitFacts& facts, Blockers& blockers) {
+Result<void> check_processes(const UnitFacts& facts, WayDown way, Blockers& blockers) {
     CKPT_ASSIGN(auto all, cgroup_processes(facts.cgroup_dir));
     if (all.empty())
         blockers.add(ErrorKind::kConflict, "it has no processes", "there is nothing to checkpoint");
     if (auto groups = read_subgroups(facts.cgroup_dir); !groups)
         blockers.add(groups.error().kind, groups.error().line());
+    else if (way == WayDown::kSuspend && hands_controllers_down(*groups))
+        blockers.add(ErrorKind::kUnsupported, "its control group hands controllers down, so no placeholder may live in it",
+                     "mode stop takes it down");
     CKPT_ASSIGN(const std::string own, security_label(getpid()));
     check_labels(all, own, blockers);
     return {};
@@ -239,7 +261,7 @@ Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDow
         CKPT_TRY(resolve_service(systemd, facts, way, stop_is_queued, blockers));
     if (!facts.cgroup.empty()) {
         CKPT_TRY(locate_cgroup(facts));
-        CKPT_TRY(check_processes(facts, blockers));
+        CKPT_TRY(check_processes(facts, way, blockers));
     }
     CKPT_ASSIGN(facts.tell, tell_settings_of(systemd, facts.id, blockers));
     facts.tell.lay_over(tell_by_policy);

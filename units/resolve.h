@@ -75,6 +75,7 @@ struct UnitFacts {
     std::string syslog_identifier;
     std::vector<ExecCommand> exec_start;
     size_t exec_index = 0;       // of those, the one that runs; not 0 for a oneshot only
+    std::string only_in_place;   // of a suspended unit: why it could not be restored after a stop; or empty
     std::vector<UnitDirectory> directories;
     std::vector<UnitExternal> externals;
     std::vector<Subgroup> subgroups;  // Delegate=

@@ -62,6 +62,16 @@ Result<void> check_definition(Systemd& systemd, const UnitFacts& facts) {
     return check_slice_runs(systemd, facts);
 }
 
+// An image of a suspended unit, which was stopped since.
+Result<void> check_was_not_in_place(const UnitFacts& facts) {
+    if (facts.only_in_place.empty())
+        return {};
+    return fail(ErrorKind::kUnsupported, facts.id,
+                fmt::format("this image was to go on in the suspended unit, which was stopped since: {}",
+                            facts.only_in_place),
+                "start the unit");
+}
+
 // A transient unit is made by our start. One that is there is not ours.
 Result<void> check_absent(const UnitFacts& facts) {
     return fail(ErrorKind::kConflict, facts.id, "there is a unit of this name by now",
@@ -125,6 +135,7 @@ StagedUnit::~StagedUnit() {
 Result<StagedUnit> StagedUnit::start(Systemd& systemd, Journal& journal, const UnitFacts& facts,
                                      const StageOptions& options, Steps& steps, Deadline deadline) {
     CKPT_TRY(steps.enter("units.stage.check"));
+    CKPT_TRY(check_was_not_in_place(facts));
     CKPT_TRY(check_inactive(systemd, facts));
     StagedUnit staged(systemd, journal, facts);
     CKPT_TRY(staged.write_drop_in(options, steps));
@@ -151,6 +162,7 @@ Result<StagedUnit> StagedUnit::adopt(Systemd& systemd, Journal& journal, const U
 
 Result<void> StagedUnit::lay_out(StageOptions options, Steps& steps, Deadline deadline) {
     CKPT_TRY(steps.enter("units.stage.check"));
+    CKPT_TRY(check_was_not_in_place(facts_));
     CKPT_TRY(facts_.transient ? check_absent(facts_) : check_definition(*systemd_, facts_));
     CKPT_ASSIGN(ScopedFd gate, find_gate(*systemd_, facts_.id));
     if (!gate)

@@ -157,6 +157,10 @@ Result<std::vector<Subgroup>> read_subgroups(const std::string& cgroup_dir) {
     return out;
 }
 
+bool hands_controllers_down(const std::vector<Subgroup>& groups) {
+    return !groups.empty() && groups.front().path.empty();
+}
+
 Result<void> make_subgroups(const std::string& cgroup_dir, const std::vector<Subgroup>& groups) {
     for (const Subgroup& group : groups) {
         if (group.path.empty())

@@ -30,6 +30,9 @@ struct Subgroup {
 // down. Empty for a unit without groups of its own. kUnsupported for what cannot be made again.
 Result<std::vector<Subgroup>> read_subgroups(const std::string& cgroup_dir);
 
+// Does the unit's own do so?
+bool hands_controllers_down(const std::vector<Subgroup>& groups);
+
 // Makes the directories below the unit's new cgroup, ready to take processes in.
 Result<void> make_subgroups(const std::string& cgroup_dir, const std::vector<Subgroup>& groups);
 

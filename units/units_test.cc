@@ -147,6 +147,8 @@ TEST(Subgroups, ReadAndMadeAgain) {
     for (const Subgroup& group : *groups)
         paths.push_back(group.path);
     EXPECT_EQ(paths, (std::vector<std::string>{"", "/work", "/work/one"}));
+    EXPECT_TRUE(hands_controllers_down(*groups));
+    EXPECT_FALSE(hands_controllers_down({groups->begin() + 1, groups->end()}));
     fs::create_directory(again);
     ASSERT_TRUE(make_subgroups(again, *groups));
     for (const char* file : {"/cgroup.subtree_control", "/work/memory.max", "/work/io.max",
@@ -207,6 +209,7 @@ TEST(Resolve, WhatMustNeverStandStill) {
 TEST(Resolve, FactsSurviveJson) {
     UnitFacts facts = sample_facts("forking");
     facts.definition = "[Service]\nExecStart=/x\n";
+    facts.only_in_place = "it is in line 1 of 2";
     facts.subgroups = {{"", 0, 0, 0755, {}, {{"cgroup.subtree_control", "+pids"}}},
                        {"/a", 7, 8, 0700, {"cgroup.procs"}, {{"pids.max", "9"}}}};
     auto back = unit_facts_from_json(to_json(facts));
@@ -216,6 +219,7 @@ TEST(Resolve, FactsSurviveJson) {
     EXPECT_EQ(back->directories, facts.directories);
     EXPECT_EQ(back->main_pid, 4711);
     EXPECT_EQ(back->subgroups, facts.subgroups);
+    EXPECT_EQ(back->only_in_place, facts.only_in_place);
     EXPECT_EQ(back->definition, facts.definition);
     for (const char* bad : {"", "{}", "[1]", "{\"id\": 7}", "nonsense"})
         EXPECT_FALSE(unit_facts_from_json(bad)) << bad;

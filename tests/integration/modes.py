@@ -308,6 +308,33 @@ def suspend_and_resume_a_strict_service(t):
 
 
 @case
+def a_suspended_oneshot_goes_on_with_its_next_line(t):
+    """PID 1 never learns of another line than the one that it runs, so this is carried in place, and only there."""
+    host, unit = t.host(), "modes-lines.service"
+    host.write(f"/etc/systemd/system/{unit}", "[Service]\nType=oneshot\nRemainAfterExit=yes\n"
+               "ExecStart=/bin/sh -c 'while test ! -e /run/modes-go; do sleep 0.05; done'\n"
+               "ExecStart=/bin/sh -c 'echo $SERVICE_RESULT >/run/modes-next'\n")
+    host.sh(f"rm -f /run/modes-go /run/modes-next; systemctl daemon-reload; systemctl start --no-block {unit}")
+    pid = wait_for(lambda: host.main_pid(unit), "its first line runs")
+    refused = crctl(host, "checkpoint", unit, code=6)
+    check_in("it is in line 1 of 2 of its ExecStart=", refused.err, "a stop")
+    crctl(host, "checkpoint", unit, "--mode", "suspend")
+    host.run("systemctl", "daemon-reload")
+    crctl(host, "restore", unit)
+    check_equal(host.main_pid(unit), pid, "it goes on in its first line")
+    host.sh("systemctl daemon-reload; touch /run/modes-go")
+    wait_for(lambda: host.exists("/run/modes-next"), "its next line runs", 20)
+    wait_for(lambda: host.unit(unit)["SubState"] == "exited", "all its lines were run", 20)
+    host.sh(f"systemctl stop {unit}; rm /run/modes-go; systemctl start --no-block {unit}")
+    wait_for(lambda: host.main_pid(unit), "its first line runs")
+    image = crctl(host, "checkpoint", unit, "--mode", "suspend")["Image"]
+    host.run("systemctl", "stop", unit)
+    refused = crctl(host, "restore", image, code=6)
+    check_in("was to go on in the suspended unit, which was stopped since", refused.err, "a restore after a stop")
+    check_equal(host.unit(unit)["ActiveState"], "inactive", "the unit whose restore was refused")
+
+
+@case
 def suspended_units_can_be_stopped(t):
     """The image stays ready, as the only copy; and the unit comes back from it as from any other."""
     host = t.host()
