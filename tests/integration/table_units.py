@@ -181,6 +181,7 @@ class Kind:
     restarts: bool = True  # PID 1 starts it anew when it crashes
     since: int = 0      # systemd that knows it
     made: bool = False  # by StartTransientUnit
+    refused: dict = dataclasses.field(default_factory=dict)  # columns, and the words for crctl that say why not
 
     def __post_init__(self):
         self.unit = self.unit or f"table-{self.name}.service"
@@ -213,6 +214,13 @@ TRANSIENT = """systemd-run --quiet --unit=table-transient --slice=table.slice -p
     -p Restart=on-failure -p RestartSec=0.1 /usr/bin/python3 /opt/table/tick.py"""
 
 
+# What a stop would lose.
+ONLY_IN_PLACE = {column: "checkpoint" for column in ("stop, restore", "stop, reboot, restore", "stop, start", "stop, boot",
+                                                     "shutdown, boot")}
+ONLY_IN_PLACE["snapshot, restore"] = "checkpoint --mode snapshot"
+# Nothing starts at a boot what exists only while it runs.
+NEVER_STARTED = {column: "enable" for column in ("stop, start", "stop, boot", "shutdown, boot")}
+
 CAN_BE_CARRIED = [
     Kind("Type=simple", "simple", tick("simple", "Type=simple\n")),
     Kind("Type=exec", "exec", tick("exec", "Type=exec\n")),
@@ -229,13 +237,18 @@ CAN_BE_CARRIED = [
     Kind("Type=oneshot, in the last of several ExecStart=", "last",
          "Type=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n" + tick("last"),
          start="systemctl start --no-block table-last", state="activating", restarts=False),
+    Kind("Type=oneshot, before the last of several ExecStart=", "first",
+         "Type=oneshot\n" + tick("first") + "ExecStart=/bin/true\n",
+         start="systemctl start --no-block table-first", state="activating", restarts=False, refused=ONLY_IN_PLACE),
     Kind("KillMode=mixed, child of ExecStartPost=", "mixed",
          tick("mixed", "KillMode=mixed\nExecStartPost=/bin/sh -c 'sleep 100000 &'\n"),
          "test $(wc -l </sys/fs/cgroup/system.slice/table-mixed.service/cgroup.procs) = 2 && "
          "cat /run/table-mixed/n"),
-    Kind("transient service (systemd-run)", "transient", start=TRANSIENT, made=True),
+    Kind("transient service (systemd-run)", "transient", start=TRANSIENT, made=True,
+         refused=NEVER_STARTED),
     Kind("scope (systemd-run --scope)", "scope", count="cat /var/tmp/table-scope/n", start=SCOPE,
-         unit="table-scope.scope", restarts=False, made=True),
+         unit="table-scope.scope", restarts=False, made=True,
+         refused=NEVER_STARTED | {"suspend, restore": "checkpoint --mode suspend"}),
     Kind("Delegate=yes, control groups below", "delegate",
          "Delegate=yes\n" + python("groups") + "RuntimeDirectory=table-delegate\n"),
     Kind("socket-activated, two named sockets", "activated", python("greet"), knock(7002) + "; " +
@@ -246,6 +259,8 @@ CAN_BE_CARRIED = [
     Kind("PrivateNetwork=, PrivateIPC=, ProtectHostname=", "network",
          python("greet", "7004") + "PrivateNetwork=yes\nProtectHostname=yes\nPrivateIPC=yes\n",
          knock(7004, "nsenter -n -t $(systemctl show -P MainPID table-network.service)")),
+    Kind("PrivateUsers= and many more: redis-server.service as Debian packages it", "redis",
+         count="redis-cli -p 6379 incr x", unit="redis-server.service"),
     Kind("User=, PrivateTmp=, a listening socket of its own", "greeter",
          python("greet", "7001") + "User=nobody\nPrivateTmp=yes\n", knock(7001)),
     Kind("StandardOutput=append:, a shell", "shell",
@@ -256,13 +271,13 @@ CAN_BE_CARRIED = [
          "echo $x >/run/table-pipeline/n; done'\nRuntimeDirectory=table-pipeline\n"),
     Kind("several processes, shared memory, files", "workers", python("workers") +
          "StateDirectory=table-workers\n", "cat /var/lib/table-workers/n"),
+    Kind("descriptors in the store of systemd (FDSTORE=1)", "store",
+         tick("store", "Type=notify\nFileDescriptorStoreMax=2\n", "store"),
+         refused=ONLY_IN_PLACE),
 ]
 
 REFUSED = [
     Kind("a connected TCP socket", "guest", python("guest") + "RuntimeDirectory=table-guest\n"),
-    Kind("Type=oneshot, before the last of several ExecStart=", "first",
-         "Type=oneshot\n" + tick("first") + "ExecStart=/bin/true\n",
-         start="systemctl start --no-block table-first", state="activating"),
     Kind("Type=dbus", "dbus", "Type=dbus\nBusName=org.example.Table\n" + python("named"), "echo 9"),
     Kind("instance of a socket unit with Accept=yes", "accept", unit="table-accept@*.service", count="echo 9",
          start="""printf '[Socket]\nListenStream=7005\nAccept=yes\n' >/etc/systemd/system/table-accept.socket
@@ -273,8 +288,6 @@ import socket, time
 guest = socket.create_connection(("127.0.0.1", 7005))
 time.sleep(600)'
          until systemctl list-units --plain --no-legend 'table-accept@*.service' | grep .; do sleep 0.1; done"""),
-    Kind("descriptors in the store of systemd (FDSTORE=1)", "store",
-         tick("store", "Type=notify\nFileDescriptorStoreMax=2\n", "store")),
     Kind("the service manager of a user", "manager", unit="user@4242.service", count="echo 9",
          start="""printf '[Service]\nExecStart=sleep 1000\n' >/run/systemd/system/user@4242.service
          systemctl daemon-reload; systemctl start user@4242.service"""),
