@@ -276,6 +276,9 @@ CAN_BE_CARRIED = [
          refused=ONLY_IN_PLACE),
 ]
 
+# Those of width.py, by their names.
+WIDTH = ("strict", "notify", "greeter", "activated", "network", "shell", "pipeline", "forking", "workers")
+
 REFUSED = [
     Kind("a connected TCP socket", "guest", python("guest") + "RuntimeDirectory=table-guest\n"),
     Kind("Type=dbus", "dbus", "Type=dbus\nBusName=org.example.Table\n" + python("named"), "echo 9"),

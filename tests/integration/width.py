@@ -3,11 +3,10 @@
 """Services of many kinds go to disk and come back, through a reboot and again. All kinds and ways: table.py."""
 import harness
 from harness import case, check, check_equal, check_in
-from table_units import CAN_BE_CARRIED
+from table_units import CAN_BE_CARRIED, WIDTH
 from ways import check_each, images_of, install_all, look, restore, see, start, stop
 
-NAMES = ("strict", "notify", "greeter", "activated", "network", "shell", "pipeline", "forking", "workers")
-KINDS = [kind for kind in CAN_BE_CARRIED if kind.name in NAMES]
+KINDS = [kind for kind in CAN_BE_CARRIED if kind.name in WIDTH]
 
 
 @case
