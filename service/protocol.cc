@@ -54,6 +54,13 @@ Error error_from(const json& value, unsigned depth = 0) {
     return error;
 }
 
+json plugins_to_json(const UnitPolicy& policy) {
+    json plugins = json::object();
+    for (const auto& [name, plugin] : policy.plugins)
+        plugins[name] = {{"enabled", plugin.is_enabled()}, {"settings", plugin.settings}};
+    return plugins;
+}
+
 json policy_to_json(const UnitPolicy& policy) {
     json timeouts = json::object();
     for (const auto& [phase, span] : policy.timeouts)
@@ -65,7 +72,7 @@ json policy_to_json(const UnitPolicy& policy) {
             {"restore_at_boot", policy.restore_at_boot},
             {"reuse", policy.reuse},
             {"checkpoint_at_shutdown", policy.checkpoint_at_shutdown},
-            {"plugins", policy.plugins},
+            {"plugins", plugins_to_json(policy)},
             {"tell", policy.tell.values()}};
 }
 
@@ -80,7 +87,9 @@ UnitPolicy policy_from(const json& value) {
     policy.restore_at_boot = value.at("restore_at_boot");
     policy.reuse = value.at("reuse");
     policy.checkpoint_at_shutdown = value.at("checkpoint_at_shutdown");
-    policy.plugins = value.at("plugins").get<std::map<std::string, bool>>();
+    for (const auto& [name, plugin] : value.at("plugins").items())
+        policy.plugins[name] = {plugin.at("enabled").get<bool>(),
+                                plugin.at("settings").get<std::map<std::string, std::string>>()};
     // The daemon has read them; what it did not understand did not pass.
     for (const auto& [key, text] : value.at("tell").get<std::map<std::string, std::string>>())
         (void)policy.tell.set(key, text);

@@ -32,7 +32,7 @@ JobRequest sample_request() {
     request.store_dir = "/s";
     request.channel = "/c";
     request.policy = Policy{}.for_unit("redis.service");
-    request.policy.plugins["cuda"] = false;
+    request.policy.plugins["cuda"] = {false, {{"backend", "command"}}};
     request.policy.tell.socket = "/run/x";
     request.policy.timeouts[Phase::kTotal] = kForever;
     request.fault = Fault{"restore.open", Fault::Action::kEnospc};

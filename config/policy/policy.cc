@@ -66,6 +66,7 @@ class Reader {
     void units(const YAML::Node& node);
     void timeouts(const YAML::Node& node, PolicySection& section);
     void plugins(const YAML::Node& node, PolicySection& section);
+    void plugin(const YAML::Node& node, const std::string& name, PluginPolicy& plugin);
     void tell(const YAML::Node& node, PolicySection& section);
     std::optional<Microseconds> duration(const YAML::Node& node);
     std::optional<bool> boolean(const YAML::Node& node, const std::string& key);
@@ -180,9 +181,23 @@ void Reader::timeouts(const YAML::Node& node, PolicySection& section) {
 }
 
 void Reader::plugins(const YAML::Node& node, PolicySection& section) {
-    each_key(node, "plugins", [&](const std::string& key, const YAML::Node&, const YAML::Node& value) {
-        if (auto flag = boolean(value, key)) section.plugins[key] = *flag;
+    each_key(node, "plugins", [&](const std::string& name, const YAML::Node&, const YAML::Node& value) {
+        if (value.IsMap())
+            return plugin(value, name, section.plugins[name]);
+        if (auto flag = boolean(value, name)) section.plugins[name].enabled = *flag;
     });
+}
+
+void Reader::plugin(const YAML::Node& node, const std::string& name, PluginPolicy& plugin) {
+    each_key(node, fmt::format("plugins.{}", name),
+             [&](const std::string& key, const YAML::Node&, const YAML::Node& value) {
+                 if (key != "enabled" && value.IsScalar())
+                     plugin.settings[key] = value.Scalar();
+                 else if (key != "enabled")
+                     error(value, fmt::format("\"{}\" must be a plain word", key));
+                 else if (auto flag = boolean(value, key))
+                     plugin.enabled = *flag;
+             });
 }
 
 void Reader::tell(const YAML::Node& node, PolicySection& section) {
@@ -239,7 +254,7 @@ std::optional<unsigned> Reader::number(const YAML::Node& node, const std::string
 
 void lay_over(UnitPolicy& result, const PolicySection& section) {
     for (const auto& [phase, span] : section.timeouts) result.timeouts[phase] = span;
-    for (const auto& [name, on] : section.plugins) result.plugins[name] = on;
+    for (const auto& [name, plugin] : section.plugins) result.plugins[name].lay_over(plugin);
     if (section.keep) result.keep = *section.keep;
     if (section.sync) result.sync = *section.sync;
     if (section.reserve_pids)
@@ -348,8 +363,11 @@ std::string print_policy(const UnitPolicy& policy) {
                         yes_no(policy.restore_at_boot), policy.reuse ? "always" : "never",
                         yes_no(policy.checkpoint_at_shutdown));
     if (!policy.plugins.empty()) text += "  plugins:\n";
-    for (const auto& [name, on] : policy.plugins)
-        text += fmt::format("    {}: {}\n", quoted(name), on ? "yes" : "no");
+    for (const auto& [name, plugin] : policy.plugins) {
+        text += fmt::format("    {}:\n      enabled: {}\n", quoted(name), yes_no(plugin.is_enabled()));
+        for (const auto& [key, value] : plugin.settings)
+            text += fmt::format("      {}: {}\n", quoted(key), quoted(value));
+    }
     const auto tell = policy.tell.values();
     if (!tell.empty())
         text += "  tell:\n";

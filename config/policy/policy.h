@@ -10,6 +10,7 @@
 #include "config/policy/duration.h"
 #include "config/policy/tell.h"
 #include "core/base/error.h"
+#include "plugins/host/plugin_policy.h"
 
 namespace checkpointd {
 
@@ -30,7 +31,7 @@ struct UnitPolicy {
     bool restore_at_boot = false;            // each start of the unit is a restore if there is an image
     bool reuse = false;                      // an image is restored any number of times
     bool checkpoint_at_shutdown = false;     // taken to disk when the system goes down
-    std::map<std::string, bool> plugins;     // those that are named
+    std::map<std::string, PluginPolicy> plugins;  // those that are named
     TellSettings tell;                       // over what the unit itself asks for
 
     Microseconds timeout(Phase phase) const { return timeouts.at(phase); }
@@ -46,7 +47,7 @@ struct PolicySection {
     std::optional<bool> restore_at_boot;
     std::optional<bool> reuse;
     std::optional<bool> checkpoint_at_shutdown;
-    std::map<std::string, bool> plugins;
+    std::map<std::string, PluginPolicy> plugins;
     TellSettings tell;
 };
 

@@ -54,11 +54,12 @@ units:
   "llm-*.service":
     keep: 3
     timeouts: {memory: 20min}
-    plugins: {cuda: yes}
+    plugins: {cuda: {enabled: yes, on-timeout: leave}, amdgpu: no}
     tell: {before: SIGUSR1, socket: /run/llm/tell, when-silent: go-on}
   "llm-small.service":
     keep: 4
     tell: {socket: none, after: SIGRTMIN+3}
+    plugins: {cuda: {on-timeout: resume, lock-timeout: 5s}}
     sync: no
     reserve-pids: no
 )",
@@ -75,7 +76,10 @@ units:
     EXPECT_EQ(small.keep, 4u);
     EXPECT_FALSE(small.sync);
     EXPECT_EQ(small.timeout(Phase::kMemory), minutes(20));
-    EXPECT_TRUE(small.plugins.at("cuda"));
+    EXPECT_TRUE(small.plugins.at("cuda").is_enabled());
+    EXPECT_FALSE(small.plugins.at("amdgpu").is_enabled());
+    EXPECT_EQ(small.plugins.at("cuda").settings,
+              (std::map<std::string, std::string>{{"on-timeout", "resume"}, {"lock-timeout", "5s"}}));
     EXPECT_EQ(small.tell.values(), (std::map<std::string, std::string>{{"before", "SIGUSR1"},
                                                                        {"after", "SIGRTMIN+3"},
                                                                        {"socket", "none"},
@@ -105,6 +109,9 @@ TEST(Policy, ErrorsHavePositionAndAllowedKeys) {
 }
 
 TEST(Policy, WrongShapesAreErrors) {
+    EXPECT_NE(complaint("defaults: {plugins: {cuda: {enabled: perhaps}}}\n").find("\"enabled\" must be yes or no"),
+              std::string::npos);
+    EXPECT_NE(complaint("defaults: {plugins: {cuda: {backend: [a]}}}\n").find("plain word"), std::string::npos);
     EXPECT_NE(complaint("- a\n").find("p.yaml:1:1: the policy must be a mapping"), std::string::npos);
     EXPECT_NE(complaint("units: [a]\n").find("units must be a mapping"), std::string::npos);
     EXPECT_NE(complaint("defaults: {keep: -1}\n").find("number from 0 to 1000"), std::string::npos);
@@ -130,7 +137,7 @@ TEST(Policy, HowToTellIsChecked) {
 TEST(Policy, PrintedPolicyReadsBack) {
     Policy policy;
     ASSERT_TRUE(merge_policy(policy,
-                             "defaults: {keep: 9, plugins: {\"a: b\": no}, "
+                             "defaults: {keep: 9, plugins: {\"a: b\": no, c: {d: \"1: 2\"}}, "
                              "timeouts: {stop: 1min 1s, total: infinity}, "
                              "tell: {socket: \"/run/a: b\", after: SIGUSR2}}",
                              "p"));

@@ -8,8 +8,10 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/checkpoint/held_devices.h"
 #include "core/checkpoint/task_dump.h"
 #include "core/inject/dead_bytes.h"
+#include "core/kernel/cgroup.h"
 #include "core/kernel/proc_task.h"
 #include "core/memory/page_images.h"
 #include "core/resources/files.h"
@@ -26,10 +28,13 @@ using std::chrono::nanoseconds;
 
 class HeldForest::Impl {
   public:
-    Impl(SeizedForest forest, std::vector<pid_t> pids)
-        : forest_(std::move(forest)), pids_(std::move(pids)) {}
+    Impl(SeizedForest forest, HeldDevices devices, std::vector<pid_t> pids)
+        : forest_(std::move(forest)), devices_(std::move(devices)), pids_(std::move(pids)) {
+        devices_.standing(forest_);
+    }
 
     SeizedForest forest_;
+    HeldDevices devices_;  // are given back before the tasks go on
     std::vector<pid_t> pids_;
 };
 
@@ -370,7 +375,9 @@ Result<void> Dump::write_inventory(const images::ImageDir& dir) {
     entry.set_root_cg_set(1);
     entry.set_lsmtype(images::NO_LSM);
     entry.set_network_lock_method(0);
-    entry.mutable_plugins_entry();
+    auto& used = *entry.mutable_plugins_entry();  // empty: none was; not there: nobody knows
+    for (const std::string& name : request_.plugins ? request_.plugins->names() : std::vector<std::string>())
+        used.add_plugins(name);
     images::task_kobj_ids_entry& ids = *entry.mutable_root_ids();
     // Ids of the dumper itself where CRIU writes; only its namespaces are ever compared.
     ids.set_vm_id(0);
@@ -440,6 +447,28 @@ Result<SeizedForest> seize(const CheckpointRequest& request, Steps& steps) {
     return SeizedForest::seize_tree(std::get<TreeTarget>(request.target).root, options);
 }
 
+Result<std::vector<pid_t>> members(const CheckpointRequest& request) {
+    if (const auto* cgroup = std::get_if<CgroupTarget>(&request.target))
+        return cgroup_processes(cgroup->path);
+    return read_process_tree(std::get<TreeTarget>(request.target).root);
+}
+
+Clock::time_point deadline_of(const CheckpointRequest& request) {
+    return request.deadline.value_or(Clock::time_point::max());
+}
+
+// While everything runs: a driver that waits for work in flight must not wait for a task that stands.
+Result<HeldDevices> quiesce(const CheckpointRequest& request, Steps& steps) {
+    if (!request.plugins || request.plugins->empty())
+        return HeldDevices();
+    CKPT_ASSIGN(auto pids, members(request));
+    CKPT_TRY(request.plugins->probe(pids, deadline_of(request)));
+    if (request.plugins->empty())
+        return HeldDevices();
+    CKPT_TRY(steps.enter("checkpoint.quiesce"));
+    return HeldDevices::quiesce(*request.plugins, pids, deadline_of(request));
+}
+
 Result<std::set<std::string>> all_externals(const CheckpointRequest& request,
                                             const SeizedForest& forest) {
     std::set<std::string> keys = request.externals;
@@ -465,11 +494,14 @@ const std::vector<pid_t>& HeldForest::pids() const { return impl_->pids_; }
 
 Result<void> HeldForest::resume() {
     impl_->pids_.clear();
-    return impl_->forest_.release();
+    auto devices = impl_->devices_.resume();
+    CKPT_TRY(impl_->forest_.release());
+    return devices;
 }
 
 Result<void> HeldForest::kill() {
     impl_->pids_.clear();
+    impl_->devices_.abandon();
     return impl_->forest_.kill_all();
 }
 
@@ -484,19 +516,32 @@ Result<HeldForest> checkpoint(const CheckpointRequest& request, Steps& caller_st
         stats.phases.push_back({std::move(name), now - last});
         last = now;
     };
+    CKPT_ASSIGN(HeldDevices devices, quiesce(request, steps));
+    finish_phase("quiesce");
+    auto frozen = last;
     CKPT_ASSIGN(SeizedForest forest, seize(request, steps));
     finish_phase("freeze");
-    auto frozen = start;
+    HeldDevices held_devices(std::move(devices));  // ends before the forest does
+    held_devices.standing(forest);
+    if (request.plugins && !request.plugins->empty()) {
+        CKPT_TRY(steps.enter("checkpoint.devices"));
+        CKPT_TRY(held_devices.prepare(deadline_of(request)));
+        finish_phase("devices");
+    }
     CKPT_ASSIGN(std::set<std::string> externals, all_externals(request, forest));
     Dump dump(request, std::move(externals), steps, stats, forest);
     CKPT_ASSIGN(std::vector<pid_t> pids, dump.order());
     CKPT_TRY(dump.collect());
     finish_phase("collect");
+    if (request.plugins)
+        request.plugins->start_transfer(deadline_of(request));
     CKPT_TRY(dump.write());
+    if (request.plugins)
+        CKPT_TRY(request.plugins->complete(deadline_of(request)));
     finish_phase("write");
     stats.frozen = Clock::now() - frozen;
     CKPT_TRY(write_stats(request.image_dir_fd, stats));
-    return HeldForest(std::make_unique<HeldForest::Impl>(std::move(forest), std::move(pids)));
+    return HeldForest(std::make_unique<HeldForest::Impl>(std::move(forest), std::move(held_devices), std::move(pids)));
 }
 
 }  // namespace checkpointd

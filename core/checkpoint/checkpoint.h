@@ -23,6 +23,8 @@
 
 namespace checkpointd {
 
+class Plugins;
+
 // Every process below a cgroup: a forest, as daemonised orphans are children of PID 1.
 struct CgroupTarget {
     std::string path;  // absolute path of the directory in the cgroup2 tree
@@ -56,6 +58,8 @@ struct CheckpointRequest {
     unsigned memory_threads = 0;
     // Wants CheckpointStats::digests.
     bool digests = false;
+    // What carries devices. Borrowed, until the HeldForest has ended; null: nothing does.
+    Plugins* plugins = nullptr;
 };
 
 // One stretch of the work, in order.

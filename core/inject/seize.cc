@@ -201,6 +201,8 @@ class Seizer {
     Result<SeizedForest> cgroup(const std::string& path);
     Result<SeizedForest> tree(pid_t root);
 
+    static Result<std::optional<SeizedThread>> finish_thread(const SeizedProcess& process, pid_t tid);
+
   private:
     enum class State { kRunning, kLoose, kStopped };
     struct Task {
@@ -223,7 +225,6 @@ class Seizer {
     bool add_threads(pid_t pid, Process& process);
     void seize_thread(pid_t pid, pid_t tid, Process& process);
     void explain_refusal(pid_t pid, pid_t tid, Process& process, Error error);
-    Result<std::vector<pid_t>> with_descendants(pid_t root);
     Result<void> wait_all();
     bool look_at_all();
     bool look_at(Process& process);
@@ -232,7 +233,6 @@ class Seizer {
     Error stuck_error() const;
     Result<SeizedForest> finish();
     Result<SeizedProcess> finish_process(pid_t pid, const Process& process);
-    Result<std::optional<SeizedThread>> finish_thread(const SeizedProcess& process, pid_t tid);
 
     SeizeOptions options_;
     Clock::time_point deadline_;
@@ -433,7 +433,7 @@ Result<void> Seizer::wait_all() {
     return look_at_all() ? wait_all() : Result<void>();
 }
 
-Result<std::vector<pid_t>> Seizer::with_descendants(pid_t root) {
+Result<std::vector<pid_t>> read_process_tree(pid_t root) {
     std::vector<pid_t> found{root};
     for (size_t i = 0; i < found.size(); ++i) {
         Result<std::vector<pid_t>> children = read_children(found[i]);
@@ -441,7 +441,8 @@ Result<std::vector<pid_t>> Seizer::with_descendants(pid_t root) {
             continue;
         if (!children)
             return children;
-        found.insert(found.end(), children->begin(), children->end());
+        for (pid_t child : *children)  // not insert(), which GCC 14 warns of without a reason
+            found.push_back(child);
     }
     return found;
 }
@@ -455,7 +456,7 @@ Result<SeizedForest> Seizer::tree(pid_t root) {
         CKPT_ASSIGN(ProcStat stat, read_stat(pid));
         pid = stat.ppid;
     }
-    CKPT_TRY(seize_all([&] { return with_descendants(root); }));
+    CKPT_TRY(seize_all([&] { return read_process_tree(root); }));
     return finish();
 }
 
@@ -503,7 +504,7 @@ Result<std::optional<SeizedThread>> Seizer::finish_thread(const SeizedProcess& p
         CKPT_TRY(ptrace_set_regs(tid, *regs));
     SeizedThread thread(tid, *regs);
     CKPT_ASSIGN(thread.signal_mask_, ptrace_get_sigmask(tid));
-    return std::optional<SeizedThread>(std::move(thread));
+    return std::optional<SeizedThread>(thread);
 }
 
 Result<SeizedProcess> Seizer::finish_process(pid_t pid, const Process& process) {
@@ -522,7 +523,7 @@ Result<SeizedProcess> Seizer::finish_process(pid_t pid, const Process& process) 
         out.stop_signal = std::max(out.stop_signal, task.group_signal);
         CKPT_ASSIGN(std::optional<SeizedThread> thread, finish_thread(out, tid));
         if (thread)
-            out.threads.push_back(std::move(*thread));
+            out.threads.push_back(*thread);
     }
     auto leader = std::find_if(out.threads.begin(), out.threads.end(),
                                [&](const SeizedThread& t) { return t.tid() == pid; });
@@ -588,6 +589,44 @@ SeizedProcess* SeizedForest::find(pid_t pid) {
     auto found = std::find_if(processes_.begin(), processes_.end(),
                               [&](const SeizedProcess& p) { return p.pid == pid; });
     return found == processes_.end() ? nullptr : &*found;
+}
+
+Result<SeizedThread*> SeizedForest::find_thread(pid_t pid, pid_t tid) {
+    SeizedProcess* process = find(pid);
+    for (size_t i = 0; process != nullptr && i < process->threads.size(); ++i)
+        if (process->threads[i].tid() == tid)
+            return &process->threads[i];
+    return fail(ErrorKind::kGone, name_of(pid, tid), "is not among the threads that are held");
+}
+
+Result<void> SeizedForest::let_run(pid_t pid, pid_t tid) {
+    CKPT_TRY(find_thread(pid, tid));
+    CKPT_TRY(ptrace_set_sigmask(tid, ~uint64_t{0}));
+    return ptrace_cont(tid);
+}
+
+Result<void> SeizedForest::stop_again(pid_t pid, pid_t tid, Clock::time_point deadline) {
+    CKPT_ASSIGN(SeizedThread* thread, find_thread(pid, tid));
+    CKPT_TRY(ptrace_interrupt(tid));
+    StopReport report = look_for_stop(tid);
+    for (; report.state == StopReport::State::kRunning; report = look_for_stop(tid)) {
+        if (Clock::now() >= deadline)
+            return fail(ErrorKind::kTimeout, name_of(pid, tid), "does not stop again");
+        pause_for(microseconds(50));
+    }
+    if (report.state == StopReport::State::kGone)
+        return fail(ErrorKind::kGone, name_of(pid, tid), "ended while it ran for its driver");
+    repair_wait(tid);
+    CKPT_TRY(ptrace_set_sigmask(tid, thread->signal_mask()));
+    const SeizedProcess& process = *find(pid);
+    CKPT_ASSIGN(auto again, Seizer::finish_thread(process, tid));
+    if (!again)
+        return fail(ErrorKind::kGone, name_of(pid, tid), "ended while it ran for its driver");
+    *thread = *again;
+    CKPT_ASSIGN(const auto tids, read_task_list(pid));
+    if (tids.size() != process.threads.size())
+        return fail(ErrorKind::kUnsupported, name_of(pid), "has other threads than before its driver worked in it");
+    return {};
 }
 
 Result<void> SeizedForest::release() {

@@ -102,6 +102,12 @@ class SeizedForest {
     const std::vector<SeizedProcess>& processes() const { return processes_; }
     SeizedProcess* find(pid_t pid);
 
+    // One thread runs while all others stand, because a device's driver works in it, with all its signals blocked.
+    // stop_again() has it stand as if it had done so all the time: registers are those of then, kTimeout if it does
+    // not stop. kUnsupported where its process has got more threads meanwhile.
+    Result<void> let_run(pid_t pid, pid_t tid);
+    Result<void> stop_again(pid_t pid, pid_t tid, std::chrono::steady_clock::time_point deadline);
+
     // Lets everything go on. A process that died meanwhile is no error. Empty afterwards.
     Result<void> release();
     // SIGKILL to all; returns when every process is dead (perhaps still a zombie of its parent).
@@ -112,7 +118,11 @@ class SeizedForest {
   private:
     friend class Seizer;
     SeizedForest() = default;
+    Result<SeizedThread*> find_thread(pid_t pid, pid_t tid);
     std::vector<SeizedProcess> processes_;
 };
+
+// A process and its descendants, as they are now.
+Result<std::vector<pid_t>> read_process_tree(pid_t root);
 
 }  // namespace checkpointd

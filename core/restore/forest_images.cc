@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/restore/forest_images.h"
 
+#include <fcntl.h>
 #include <set>
 
 #include <fmt/core.h>
 
+#include "core/restore/restore.h"
 #include "images/constants.h"
 
 namespace checkpointd {
@@ -191,6 +193,19 @@ Result<ForestImages> read_forest(const ImageDir& dir) {
     if (!users.empty())
         forest.user_namespace = std::move(users.front());
     return forest;
+}
+
+Result<std::optional<std::vector<std::string>>> plugins_of_image(int image_dir_fd) {
+    using Names = std::vector<std::string>;
+    ScopedFd copy(fcntl(image_dir_fd, F_DUPFD_CLOEXEC, 0));
+    if (!copy)
+        return fail_errno("image directory", "cannot use its descriptor");
+    const auto dir = ImageDir::adopt(std::move(copy), "image");
+    CKPT_ASSIGN(auto inventory, dir.read_one<images::inventory_entry>(ImageType::kInventory));
+    if (!inventory.has_plugins_entry())
+        return std::optional<Names>();
+    const auto& names = inventory.plugins_entry().plugins();
+    return std::optional<Names>(Names(names.begin(), names.end()));
 }
 
 }  // namespace checkpointd

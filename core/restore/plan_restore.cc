@@ -540,7 +540,7 @@ class RestorePlanner {
 
     void plan_hooks(const TaskRecord& task, Program& stage) {
         for (size_t i = 0; i < request_.hooks.size(); i++)
-            if (request_.hooks[i].pid == task.pid())
+            if (request_.hooks[i].pid == 0 || request_.hooks[i].pid == task.pid())
                 stage.append(restorer::OpCode::kHook,
                              fmt::format("hook {} in pid {}", request_.hooks[i].name, task.pid()),
                              {i});

@@ -16,10 +16,12 @@
 
 namespace checkpointd {
 
+class Plugins;
+
 // Code that must run inside a task before its memory is replaced (plugins). It runs in the forked C++
 // image of the task, single-threaded, after fork() of a threaded process: no allocation, no locks.
 struct StageHook {
-    pid_t pid = 0;              // the task it runs in
+    pid_t pid = 0;              // the task it runs in; 0: each of them
     std::string name;           // for errors and `crctl explain`
     int (*run)(void* context);  // 0, or an errno value, which ends the restore
     void* context = nullptr;    // valid in the forked task, because its memory is a copy of ours
@@ -63,6 +65,9 @@ struct RestoreRequest {
     bool shell_job = false;
 
     std::vector<StageHook> hooks;
+
+    // What brings devices back; opened for this image. Borrowed, null: nothing does.
+    Plugins* plugins = nullptr;
 
     // By when everything must stand at its last barrier; then it fails with kTimeout like any other step.
     // Unset: never.
@@ -138,6 +143,9 @@ class BuiltForest {
   private:
     std::unique_ptr<Held> held_;
 };
+
+// Names of the plugins that an image needs; none where it is silent about plugins.
+Result<std::optional<std::vector<std::string>>> plugins_of_image(int image_dir_fd);
 
 // Reads the images and computes what would be done. Changes nothing. Everything that cannot be restored
 // is answered at once as the causes of one error (kUnsupported, kBadImage).

@@ -12,6 +12,7 @@
 #include "core/kernel/proc_task.h"
 #include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
+#include "service/worker/plugin_options.h"
 #include "service/worker/settle.h"
 #include "units/files_archive.h"
 #include "units/gate.h"
@@ -103,6 +104,7 @@ class CheckpointJob {
     uint64_t tell_undo_ = 0;  // after the tasks go on
     std::optional<images::PendingImage> pending_;
     std::optional<CleanStop> stop_;
+    std::unique_ptr<Plugins> plugins_;
     std::optional<HeldForest> held_;
     std::optional<Suspension> suspension_;  // gives up before the tasks go on
     CheckpointStats stats_;
@@ -172,6 +174,8 @@ Result<void> CheckpointJob::dump() {
         CKPT_ASSIGN(thaw, undo_by_thawing(journal_, facts_.cgroup_dir));
     }
     dump.digests = true;
+    CKPT_ASSIGN(plugins_, Plugins::for_checkpoint(plugin_options(request_, journal_, steps_, dump.image_dir_fd)));
+    dump.plugins = plugins_.get();
     CKPT_ASSIGN(auto held, checkpoint(dump, steps_, stats_));
     for (auto& digest : stats_.digests) pending_->add_digest(std::move(digest));
     CKPT_TRY(journal_.drop(thaw));

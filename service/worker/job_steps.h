@@ -35,6 +35,8 @@ class JobSteps : public Steps {
 
     // From here on there is no way back: cancelling and deadlines are not honoured any more.
     void no_way_back();
+    // Readable once the job was cancelled; -1 before arm().
+    int cancel_fd() const { return cancel_.get(); }
     // When the phase of `step` must be over; for calls that take a deadline of their own.
     std::chrono::steady_clock::time_point deadline_of(Phase phase) const;
     // Called in enter() and moved() at most every `interval`: feeds a frozen unit's watchdog.

@@ -16,6 +16,7 @@
 #include "core/transaction/journal.h"
 #include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
+#include "plugins/host/plugins.h"
 #include "service/event_loop.h"
 #include "service/job_log.h"
 #include "service/protocol.h"
@@ -36,6 +37,7 @@ UndoTable undo_table() {
     add_unit_undo_kinds(table);
     add_suspend_undo_kinds(table);
     add_settle_undo_kinds(table);
+    add_plugin_undo_kinds(table);
     return table;
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <fcntl.h>
 #include <thread>
+#include <unistd.h>
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
@@ -11,6 +12,7 @@
 #include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
 #include "images/manifest.h"
+#include "service/worker/plugin_options.h"
 #include "service/worker/settle.h"
 #include "units/cold_start.h"
 #include "units/files_archive.h"
@@ -69,6 +71,7 @@ class RestoreJob {
     Result<void> verify_image();
     Result<void> verify_pages();
     Result<void> check_state(const images::StoredImage& stored);
+    Result<void> open_plugins();
     Result<void> check_fresh();
     void keep_pids_free() const;
     Result<void> stage();
@@ -100,6 +103,7 @@ class RestoreJob {
     UnitFacts facts_;
     std::optional<Placeholder> placeholder_;  // of a suspended unit
     std::unique_ptr<UnitStage> staged_;
+    std::unique_ptr<Plugins> plugins_;
     std::optional<BuiltForest> forest_;
     RestoreStats stats_;
     uint64_t tell_undo_ = 0;
@@ -118,7 +122,15 @@ Result<void> RestoreJob::open_image() {
     CKPT_ASSIGN(facts_, read_facts(*image_));
     info_ = std::move(stored.info);
     CKPT_TRY(steps_.enter("restore.fresh"));
-    return check_fresh();
+    CKPT_TRY(check_fresh());
+    return open_plugins();
+}
+
+// A device that is missing here is told before anything begins.
+Result<void> RestoreJob::open_plugins() {
+    CKPT_ASSIGN(const auto listed, plugins_of_image(image_->fd()));
+    CKPT_ASSIGN(plugins_, Plugins::for_restore(plugin_options(request_, journal_, steps_, image_->fd()), listed));
+    return plugins_->probe({}, steps_.deadline_of(Phase::kPrepare));
 }
 
 // The pages are nothing but copied, so they may be checked beside that, as long as it is before anything runs.
@@ -228,6 +240,11 @@ RestoreRequest RestoreJob::engine_request() {
     request.cgroup_fd = staged_->cgroup_fd();
     for (const auto& [key, fd] : staged_->externals()) request.externals[key] = fd.get();
     request.parent = RestoreRequest::Parent::kSibling;
+    request.plugins = plugins_.get();
+    if (plugins_->has_in_task())
+        request.hooks.push_back({0, "plugins", [](void* plugins) {
+                                     return static_cast<const Plugins*>(plugins)->in_task(getpid());
+                                 }, plugins_.get()});
     // systemd believes no answer to a reload that is dated before its request.
     request.clocks_may_lag = facts_.type != "notify-reload";
     request.deadline = steps_.deadline_of(Phase::kRebuild);

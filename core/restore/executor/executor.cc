@@ -23,6 +23,7 @@
 #include "core/restore/executor/tracer.h"
 #include "core/restore/executor/watchdog.h"
 #include "core/restore/restore.h"
+#include "plugins/host/plugins.h"
 #include "restorer/interpreter.h"
 
 namespace checkpointd {
@@ -180,6 +181,39 @@ Result<void> bring_to_last_barrier(const RestoreRequest& request, const RestoreP
     return {};
 }
 
+class TracedThreads : public ThreadControl {
+  public:
+    explicit TracedThreads(Tracer& tracer) : tracer_(tracer) {}
+    int run(pid_t, pid_t tid) override { return errno_of(tracer_.let_run(tid)); }
+    int hold(pid_t, pid_t tid, Clock::time_point deadline) override {
+        return errno_of(tracer_.stop_again(tid, deadline));
+    }
+
+  private:
+    Tracer& tracer_;
+};
+
+Clock::time_point deadline_of(const RestoreRequest& request) {
+    return request.deadline.value_or(Clock::time_point::max());
+}
+
+Result<void> prepare_devices(const RestoreRequest& request) {
+    if (!request.plugins || request.plugins->empty())
+        return {};
+    CKPT_TRY(request.steps.enter("restore.devices"));
+    return request.plugins->prepare({}, nullptr, deadline_of(request));
+}
+
+// The tasks have their memory and stand. A device that does not come back ends the restore.
+Result<void> resume_devices(const RestoreRequest& request, const std::vector<pid_t>& pids, Tracer& tracer) {
+    if (!request.plugins || request.plugins->empty())
+        return {};
+    CKPT_TRY(request.steps.enter("restore.resume-devices"));
+    CKPT_TRY(request.plugins->complete(deadline_of(request)));
+    TracedThreads threads(tracer);
+    return request.plugins->resume(pids, &threads, deadline_of(request));
+}
+
 Error too_late(Error last) {
     return Error{ErrorKind::kTimeout, "restore", "the deadline of the restore passed",
                  "allow more time, or look for a file system that does not answer", 0,
@@ -194,6 +228,8 @@ class BuiltForest::Held {
         : plan(std::move(run)), tracer(*plan), steps(watcher) {
         for (const PlannedTask& task : plan->tasks) {
             pids.push_back(task.pid);
+            if (!task.zombie)
+                living.push_back(task.pid);
             if (task.stop_signal != 0)
                 late_signals.emplace_back(task.pid, task.stop_signal);
             for (int signal : task.late_signals)
@@ -206,6 +242,7 @@ class BuiltForest::Held {
     Tracer tracer;
     Steps& steps;
     std::vector<pid_t> pids;
+    std::vector<pid_t> living;  // of them
     std::vector<std::pair<pid_t, int>> late_signals;
     pid_t main_pid = -1;
 };
@@ -238,13 +275,18 @@ Result<BuiltForest> execute_plan(const RestoreRequest& request,
     const RestorePlan& plan = *shared;
     CKPT_TRY(request.steps.enter("restore.check"));
     CKPT_TRY(check_conflicts(plan));
+    CKPT_TRY(prepare_devices(request));
     auto held = std::make_unique<BuiltForest::Held>(std::move(shared), request.steps);
     CKPT_TRY(request.steps.enter("restore.agent"));
     {
         CKPT_ASSIGN(Region region, Region::map(plan, request.hooks));
         CKPT_TRY(start_agent(request, plan, held->tracer, region));
         Watchdog watchdog(request.deadline, [&] { held->tracer.kill_now(); });
+        if (request.plugins)
+            request.plugins->start_transfer(deadline_of(request));
         auto built = bring_to_last_barrier(request, plan, held->tracer, region);
+        if (built)
+            built = resume_devices(request, held->living, held->tracer);
         if (!built)
             return tl::unexpected(watchdog.has_barked() ? too_late(std::move(built).error())
                                                         : std::move(built).error());

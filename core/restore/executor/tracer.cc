@@ -14,7 +14,9 @@
 
 #include <fmt/format.h>
 
+#include "core/arch/x86_64/restart.h"
 #include "core/base/io.h"
+#include "core/kernel/ptrace.h"
 #include "core/restore/barriers.h"
 #include "core/restore/program/print.h"
 #include "restorer/region.h"
@@ -150,6 +152,37 @@ Result<int> Tracer::reap_or_stop(pid_t id) {
         tracees_.erase(tracee);
     }
     return status;
+}
+
+Result<void> Tracer::let_run(pid_t tid) {
+    CKPT_ASSIGN(const uint64_t mask, ptrace_get_sigmask(tid));
+    CKPT_TRY(ptrace_set_options(tid, PTRACE_O_EXITKILL));
+    CKPT_TRY(ptrace_set_sigmask(tid, ~uint64_t{0}));
+    loose_[tid] = mask;
+    return ptrace_cont(tid);
+}
+
+Result<void> Tracer::stop_again(pid_t tid, std::chrono::steady_clock::time_point deadline) {
+    const std::string object = fmt::format("tid {}", tid);
+    CKPT_TRY(ptrace_interrupt(tid));
+    for (int status = 0;;) {
+        const pid_t got = waitpid(tid, &status, __WALL | WNOHANG);
+        if (got < 0 || (got > 0 && !WIFSTOPPED(status)))
+            return fail(ErrorKind::kGone, object, "ended while it ran for its driver");
+        if (got > 0 && event_of(status) == PTRACE_EVENT_STOP)
+            break;
+        if (got > 0)
+            CKPT_TRY(ptrace_cont(tid, WSTOPSIG(status)));
+        if (std::chrono::steady_clock::now() >= deadline)
+            return fail(ErrorKind::kTimeout, object, "does not stop again");
+        usleep(50);
+    }
+    CKPT_ASSIGN(user_regs_struct regs, ptrace_get_regs(tid));
+    if (repair_spurious_eintr(regs))
+        CKPT_TRY(ptrace_set_regs(tid, regs));
+    CKPT_TRY(ptrace_set_sigmask(tid, loose_.at(tid)));
+    loose_.erase(tid);
+    return ptrace_set_options(tid, kFollow);
 }
 
 void Tracer::kill_now() {

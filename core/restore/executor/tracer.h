@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 #include <sys/user.h>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -39,6 +40,10 @@ class Tracer {
     // One system call in a stopped thread at `instruction`, which may vanish by it.
     Result<int64_t> remote_call(pid_t tid, uint64_t instruction, long nr,
                                 const std::array<uint64_t, 6>& args);
+    // One thread runs while all others stand, with its signals blocked, and stands again. What it makes meanwhile is
+    // not followed.
+    Result<void> let_run(pid_t tid);
+    Result<void> stop_again(pid_t tid, std::chrono::steady_clock::time_point deadline);
     // Kills what is there, so that whoever waits for it sees ends instead. From any thread.
     void kill_now();
     // Detaches everything; nothing is left to kill.
@@ -80,6 +85,7 @@ class Tracer {
     std::set<pid_t> ended_untold_;  // before their makers told us of them
     NumberSteering steering_;
     bool has_steered_ = false;
+    std::map<pid_t, uint64_t> loose_;  // with their signal masks
     pid_t aimed_at_ = 0;
     std::map<pid_t, Tracee> tracees_;
     std::mutex lock_;  // while who is in tracees_ changes: then every number in it is ours

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/base/error.h"
+#include "plugins/plugin.h"
+
+namespace checkpointd {
+
+// One plugin's shared object, loaded. Never unloaded: drivers do not survive that.
+class PluginLibrary {
+  public:
+    // kNotFound where DIRECTORY/NAME.so is not there; kUnsupported where it is for another host.
+    static Result<PluginLibrary> load(const std::string& directory, const std::string& name);
+
+    const ckptd_plugin& table() const { return *table_; }
+    std::string name() const { return table_->name; }
+    bool knows_setting(const std::string& name) const;
+
+  private:
+    explicit PluginLibrary(const ckptd_plugin* table) : table_(table) {}
+    const ckptd_plugin* table_;
+};
+
+// Names of the plugins in a directory, sorted; none where it is not there.
+std::vector<std::string> installed_plugins(const std::string& directory);
+
+}  // namespace checkpointd

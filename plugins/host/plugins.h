@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// The plugins of one job, called in the order that plugin.h promises them.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <sys/types.h>
+#include <thread>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/transaction/journal.h"
+#include "plugins/host/plugin_policy.h"
+#include "plugins/plugin.h"
+
+namespace checkpointd {
+
+inline constexpr const char* kPluginDirectory = "/usr/lib/checkpointd/plugins";
+
+struct PluginOptions {
+    std::string directory = kPluginDirectory;
+    std::map<std::string, PluginPolicy> policy;  // by name; plugins that are not named are enabled
+    int image_dir_fd = -1;                       // borrowed
+    Journal* journal = nullptr;                  // borrowed; without one nothing survives our death
+    int cancel_fd = -1;                          // borrowed
+    std::function<void(uint64_t done, uint64_t total)> progress;
+};
+
+// Lets single threads of held tasks run, from the thread that traces them.
+class ThreadControl {
+  public:
+    virtual ~ThreadControl() = default;
+    // 0 or an errno value, see struct ckptd_host.
+    virtual int run(pid_t pid, pid_t tid) = 0;
+    virtual int hold(pid_t pid, pid_t tid, std::chrono::steady_clock::time_point deadline) = 0;
+};
+
+// For ThreadControl.
+int errno_of(const Result<void>& result);
+
+// Not thread-safe, belongs to the thread that traces. Whatever a plugin says while it fails becomes the
+// causes of one error; all plugins are asked before it is returned, where nothing has changed yet (probe).
+class Plugins {
+  public:
+    using Deadline = std::chrono::steady_clock::time_point;
+
+    // Those that are installed and not switched off, and find a device.
+    static Result<std::unique_ptr<Plugins>> for_checkpoint(PluginOptions options);
+    // `listed`: what the image names. None: an image of times before there were such lists, all are opened.
+    // kNotFound where one is not installed, kUnsupported where its device is not there or the policy forbids it.
+    static Result<std::unique_ptr<Plugins>> for_restore(PluginOptions options,
+                                                        const std::optional<std::vector<std::string>>& listed);
+    Plugins(const Plugins&) = delete;
+    Plugins& operator=(const Plugins&) = delete;
+    // Joins what still transfers, closes all. Does not resume(): that is for whoever holds the tasks.
+    ~Plugins();
+
+    bool empty() const;
+    // Names, for the image.
+    std::vector<std::string> names() const;
+
+    Result<void> probe(const std::vector<pid_t>& pids, Deadline deadline);
+    Result<void> quiesce(const std::vector<pid_t>& pids, Deadline deadline);
+    Result<void> prepare(const std::vector<pid_t>& pids, ThreadControl* control, Deadline deadline);
+    // In a thread of its own per plugin. complete() waits for all of them.
+    void start_transfer(Deadline deadline);
+    Result<void> complete(Deadline deadline);
+    // Of a checkpoint: of all that were quiesced, the last one first, whatever has become of them; nothing if that
+    // was done already. All of them are called, the error has the failures of all.
+    Result<void> resume(const std::vector<pid_t>& pids, ThreadControl* control, Deadline deadline);
+    // The tasks have ended: there is nothing to resume.
+    void abandon();
+    // In restored tasks.
+    int in_task(pid_t pid) const;
+    bool has_in_task() const;
+
+  private:
+    class Session;
+    explicit Plugins(PluginOptions options);
+    Result<void> open(const std::string& name, ckptd_purpose purpose, bool is_needed);
+    using Method = std::function<int(const ckptd_plugin&, void* self, ckptd_call*)>;
+    Result<void> each(const char* step, Deadline deadline, const Method& method);
+
+    PluginOptions options_;
+    std::vector<std::unique_ptr<Session>> sessions_;
+};
+
+// Adds plugins.undo: what a plugin told the journal of a job that died.
+void add_plugin_undo_kinds(UndoTable& table, const std::string& directory = kPluginDirectory);
+
+}  // namespace checkpointd

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The interface between checkpointd and its plugins, which carry the state of devices that the kernel knows
+ * nothing of. A plugin is a shared object NAME.so in the plugin directory (see checkpointd-plugin.pc) that
+ * exports ckptd_plugin_entry(). It is loaded by the worker of one job, and lives as long as that job.
+ *
+ * Versions: CKPTD_PLUGIN_ABI changes when something that was there changes its meaning. What is added comes at
+ * the end of a structure; `size` says how much of it the other side knows, and what lies beyond is not read.
+ *
+ * A checkpoint, in order, and who runs it ("tracer": the thread of the worker that traces the tasks, for drivers
+ * that accept only it; every call but transfer() and in_task() is made there):
+ *
+ *   open      the tasks run; nothing is known of them. 1: there is no device here, the plugin is left out
+ *   probe     the tasks run. Which of them use the device, and what of that cannot be carried (fail() once for
+ *             each). 0: none of them; the plugin is left out, and the image says so
+ *   quiesce   the tasks run. Stops their use of the device; what a task does with it from here on waits
+ *   prepare   every task stands in ptrace-stop, and goes on doing so but for run_thread(). Brings the device's state
+ *             to where transfer() or the dump of ordinary memory finds it. Descriptors, mappings and memory of the
+ *             tasks are looked at afterwards
+ *   transfer  in a thread of its own beside the dump of memory: bulk data, to files of the image
+ *   complete  the data are there
+ *   resume    unless the tasks end: they stand still yet, and are about to go on as if nothing had happened. Also
+ *             after a failure, from whatever state there is; if quiesce() failed or the tasks could not be
+ *             stopped they run, and run_thread() answers that by an error
+ *   close
+ *
+ * A restore:
+ *
+ *   open      1: there is no device here, which is an error if the image needs the plugin
+ *   probe     no task exists (count 0). Can this image be restored here? fail() once for each thing that is missing
+ *   prepare   before the first task is made: what they, or transfer(), will need
+ *   in_task   in each restored task, before its memory is replaced, and in no other place: see below
+ *   transfer  in a thread of its own, while the tasks rebuild their memory
+ *   complete  after transfer() has ended; all tasks stand, with their memory
+ *   resume    the tasks stand still, and are about to run: their devices come alive. A failure ends the restore
+ *   close
+ *
+ * The worker may die at any instant. What must be undone then is told to journal() before it is done; undo() is
+ * called in another process, with the tasks running (of a checkpoint) or dead (of a restore).
+ */
+#ifndef CHECKPOINTD_PLUGIN_H
+#define CHECKPOINTD_PLUGIN_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CKPTD_PLUGIN_ABI 1u
+
+enum ckptd_purpose { CKPTD_CHECKPOINT = 1, CKPTD_RESTORE = 2 };
+
+/* What kind of trouble it is, as in the answers of org.checkpointd1(5). */
+enum ckptd_trouble {
+    CKPTD_SYSTEM = 0,      /* a call failed; errno_code says how */
+    CKPTD_UNSUPPORTED = 1, /* something that cannot be carried */
+    CKPTD_BAD_INPUT = 2,   /* a setting that cannot be right */
+    CKPTD_BAD_IMAGE = 3,
+    CKPTD_CONFLICT = 4,    /* something is in the way, perhaps not for long */
+    CKPTD_TIMEOUT = 5,
+    CKPTD_GONE = 6,        /* the task died meanwhile */
+};
+
+/* One call of the plugin. Borrowed: valid until it returns. */
+struct ckptd_call {
+    uint32_t size;
+    uint32_t reserved;
+    uint64_t deadline_usec; /* CLOCK_MONOTONIC; UINT64_MAX: none. A call that returns later has failed */
+    int cancel_fd;          /* readable when nobody wants the result any more; -1: that cannot happen */
+    int reserved2;
+    void *context;
+    /*
+     * Says what went wrong, before a failure is returned; several times where there are several reasons. Strings are
+     * copied; `object` ("pid 12", "GPU-1b2c") and `message` are needed, `remedy` may be NULL.
+     */
+    void (*fail)(const struct ckptd_call *call, enum ckptd_trouble trouble, int errno_code, const char *object,
+                 const char *message, const char *remedy);
+    /* Bytes moved so far. From any thread. */
+    void (*progress)(const struct ckptd_call *call, uint64_t done, uint64_t total);
+};
+
+/* What the host does for a plugin. Valid from open() to close(), in the tracer's thread unless it says more. */
+struct ckptd_host {
+    uint32_t size;
+    uint32_t abi;
+    void *context;
+    /* What the policy says under plugins.NAME; NULL where it says nothing. Any thread. */
+    const char *(*setting)(void *context, const char *name);
+    /*
+     * A file of the image: created (O_CREAT | O_EXCL) by a checkpoint, opened for reading by a restore. The caller
+     * owns the descriptor. -1 and errno on failure. Names must begin with the plugin's; any thread.
+     */
+    int (*open_image)(void *context, const char *name);
+    /*
+     * Has undo(record) called if the job dies; 0 if that could not be written down, and then the step may not be
+     * taken. forget(): the step is undone, or has come to its end.
+     */
+    uint64_t (*journal)(void *context, const char *record);
+    int (*forget)(void *context, uint64_t id);
+    /*
+     * Lets one thread of a held task run, with all its signals blocked; hold_thread() stops it again, as if it had
+     * stood all the time. 0, or -1 with errno: ESRCH it is gone, EBUSY tasks do not stand, ETIMEDOUT it does not stop.
+     */
+    int (*run_thread)(void *context, pid_t pid, pid_t tid);
+    int (*hold_thread)(void *context, pid_t pid, pid_t tid, uint64_t deadline_usec);
+};
+
+struct ckptd_plugin {
+    uint32_t size; /* sizeof(struct ckptd_plugin) */
+    uint32_t abi;  /* CKPTD_PLUGIN_ABI */
+    /* CKPTD_NEEDS_...: of the host. A host that does not know one refuses the plugin. */
+    uint64_t needs;
+    const char *name; /* as the file's, without .so */
+    const char *description;
+    const char *const *settings; /* names that the policy may set; ends with NULL */
+
+    /*
+     * 0 success, -1 failure (said by call->fail()), and for open(), probe() what stands above. `pids` are PIDs of
+     * this machine. Members may be NULL where there is nothing to do, but for open() and close().
+     */
+    int (*open)(const struct ckptd_host *host, enum ckptd_purpose purpose, struct ckptd_call *call, void **self);
+    void (*close)(void *self);
+    int (*probe)(void *self, const pid_t *pids, size_t count, struct ckptd_call *call);
+    int (*quiesce)(void *self, const pid_t *pids, size_t count, struct ckptd_call *call);
+    int (*prepare)(void *self, const pid_t *pids, size_t count, struct ckptd_call *call);
+    int (*transfer)(void *self, struct ckptd_call *call);
+    int (*complete)(void *self, struct ckptd_call *call);
+    int (*resume)(void *self, const pid_t *pids, size_t count, struct ckptd_call *call);
+    /*
+     * In the restored task `pid`, forked from a threaded process: no allocation, no locks, nothing of the C library
+     * that needs either. `self` and all of the plugin's memory are a copy. 0, or an errno value.
+     */
+    int (*in_task)(void *self, pid_t pid);
+    /* Undoes what a dead job told journal(). Idempotent; the PIDs in the record may have new owners by now. */
+    int (*undo)(const char *record, struct ckptd_call *call);
+};
+
+/* The one symbol of a plugin. The table is constant and outlives everything. */
+const struct ckptd_plugin *ckptd_plugin_entry(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
