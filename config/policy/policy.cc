@@ -33,6 +33,7 @@ constexpr std::array<PhaseInfo, kPhaseCount> kPhases{{
     {Phase::kTell, "tell", seconds(10)},
     {Phase::kFreeze, "freeze", seconds(10)},
     {Phase::kCollect, "collect", seconds(30)},
+    {Phase::kDevices, "devices", minutes(10)},
     {Phase::kMemory, "memory", minutes(10)},
     {Phase::kCommit, "commit", minutes(2)},
     {Phase::kStop, "stop", seconds(90)},
@@ -364,7 +365,9 @@ std::string print_policy(const UnitPolicy& policy) {
                         yes_no(policy.checkpoint_at_shutdown));
     if (!policy.plugins.empty()) text += "  plugins:\n";
     for (const auto& [name, plugin] : policy.plugins) {
-        text += fmt::format("    {}:\n      enabled: {}\n", quoted(name), yes_no(plugin.is_enabled()));
+        text += fmt::format("    {}:\n", quoted(name));
+        if (plugin.enabled)
+            text += fmt::format("      enabled: {}\n", yes_no(*plugin.enabled));
         for (const auto& [key, value] : plugin.settings)
             text += fmt::format("      {}: {}\n", quoted(key), quoted(value));
     }

@@ -16,9 +16,9 @@ namespace checkpointd {
 
 // The stretches of a job that have a deadline of their own.
 enum class Phase {
-    kPrepare, kTell, kFreeze, kCollect, kMemory, kCommit, kStop, kStart, kRebuild, kTotal,
+    kPrepare, kTell, kFreeze, kCollect, kDevices, kMemory, kCommit, kStop, kStart, kRebuild, kTotal,
 };
-inline constexpr size_t kPhaseCount = 10;
+inline constexpr size_t kPhaseCount = 11;
 std::string_view to_string(Phase phase);
 const std::vector<Phase>& all_phases();
 

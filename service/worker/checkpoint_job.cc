@@ -216,6 +216,8 @@ Result<void> CheckpointJob::add_our_files() {
 // The unit's memory lies in the page cache: it goes on, and the rest is done beside it.
 Result<void> CheckpointJob::go_on() {
     CKPT_TRY(steps_.enter("checkpoint.go-on"));
+    if (!plugins_->empty())
+        CKPT_TRY(steps_.enter("checkpoint.resume-devices"));
     CKPT_TRY(held_->resume());
     frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
     steps_.set_pulse(kForever, {});

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <chrono>
+#include <memory>
+
+#include "core/base/error.h"
+#include "plugins/cuda/message.h"
+#include "plugins/cuda/settings.h"
+
+namespace checkpointd::cuda {
+
+// Who makes the driver's calls: never this process, because they may hang.
+class Backend {
+  public:
+    using Deadline = std::chrono::steady_clock::time_point;
+    virtual ~Backend() = default;
+
+    // kTimeout when the deadline passes: the call goes on, and must not be cut short; finish_late() waits for it.
+    // Other calls may be made meanwhile.
+    virtual Result<Answer> ask(const Request& request, Deadline deadline) = 0;
+    // True once no call is under way that somebody gave up waiting for.
+    virtual bool finish_late(Deadline deadline) = 0;
+};
+
+// The helper of checkpointd-cuda.socket or, where there is none, one of our own; or the cuda-checkpoint command.
+Result<std::unique_ptr<Backend>> open_backend(const Settings& settings);
+
+}  // namespace checkpointd::cuda

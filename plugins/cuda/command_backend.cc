@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "plugins/cuda/command_backend.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <vector>
+
+#include "core/base/io.h"
+
+extern char** environ;
+
+namespace checkpointd::cuda {
+namespace {
+
+constexpr std::array<std::string_view, 4> kStates = {"running", "locked", "checkpointed", "failed"};
+
+std::vector<std::string> arguments(const std::string& command, const Request& request) {
+    const std::string pid = std::to_string(request.pid);
+    switch (request.operation) {
+        case Operation::kThread: return {command, "--get-restore-tid", "--pid", pid};
+        case Operation::kState: return {command, "--get-state", "--pid", pid};
+        case Operation::kLock:
+            return {command, "--action", "lock", "--pid", pid, "--timeout", std::to_string(request.timeout_ms)};
+        case Operation::kCheckpoint: return {command, "--action", "checkpoint", "--pid", pid};
+        case Operation::kUnlock: return {command, "--action", "unlock", "--pid", pid};
+        case Operation::kRestore: break;
+        case Operation::kHello:
+        case Operation::kMemory: return {command, "--help"};
+    }
+    std::vector<std::string> restore = {command, "--action", "restore", "--pid", pid};
+    std::string map;
+    for (uint32_t i = 0; i < request.pair_count; ++i)
+        map += fmt::format("{}{}={}", map.empty() ? "" : ",", to_string(request.pairs[i].from), to_string(request.pairs[i].to));
+    if (!map.empty())
+        restore.insert(restore.end(), {"--device-map", map});
+    return restore;
+}
+
+struct Running {
+    pid_t pid = 0;
+    ScopedFd pidfd;
+    ScopedFd output;  // all of it, so that nobody has to read while it runs
+};
+
+Result<Running> start(const std::vector<std::string>& words) {
+    Running running;
+    running.output.reset(memfd_create("cuda-checkpoint", MFD_CLOEXEC));
+    if (!running.output)
+        return fail_errno(words[0], "cannot make room for its output");
+    std::vector<char*> argv;
+    for (const std::string& word : words)
+        argv.push_back(const_cast<char*>(word.c_str()));
+    argv.push_back(nullptr);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_adddup2(&actions, running.output.get(), 1);
+    posix_spawn_file_actions_adddup2(&actions, running.output.get(), 2);
+    const int code = posix_spawnp(&running.pid, argv[0], &actions, nullptr, argv.data(), environ);
+    posix_spawn_file_actions_destroy(&actions);
+    if (code != 0)
+        return fail_errno(words[0], "cannot be started", code);
+    running.pidfd.reset(static_cast<int>(syscall(SYS_pidfd_open, running.pid, 0)));
+    if (!running.pidfd)
+        return fail_errno(words[0], "cannot be watched");
+    return running;
+}
+
+bool has_ended(int pidfd, Backend::Deadline deadline) {
+    using std::chrono::milliseconds;
+    for (;;) {
+        const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now()).count();
+        pollfd waiting{pidfd, POLLIN, 0};
+        if (poll(&waiting, 1, static_cast<int>(std::clamp<int64_t>(left, 0, 60000))) > 0)
+            return true;
+        if (left <= 0)
+            return false;
+    }
+}
+
+// Its words become what the driver would have answered.
+Answer translate(const Request& request, int status, const std::string& output) {
+    Answer answer;
+    const bool good = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    std::snprintf(answer.text, sizeof(answer.text), "%s", output.substr(0, output.find('\n')).c_str());
+    if (!good)
+        answer.code = request.operation == Operation::kThread ? kInvalidValue : kIllegalState;
+    if (good && request.operation == Operation::kThread)
+        std::from_chars(output.data(), output.data() + output.size(), answer.value);
+    if (good && request.operation == Operation::kState) {
+        const auto found = std::find_if(kStates.begin(), kStates.end(),
+                                        [&](std::string_view state) { return output.starts_with(state); });
+        answer.value = static_cast<int32_t>(found - kStates.begin());
+        if (found == kStates.end())
+            answer.code = kIllegalState;
+    }
+    if (good && (request.operation == Operation::kHello || request.operation == Operation::kMemory)) {
+        answer.value = output.find("--device-map") == std::string::npos ? kBaseVersion : kPairsVersion;
+        if (output.find("--action") == std::string::npos)
+            answer.code = kNotInitialized;
+    }
+    return answer;
+}
+
+}  // namespace
+
+Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline) {
+    CKPT_ASSIGN(Running running, start(arguments(command_, request)));
+    if (!has_ended(running.pidfd.get(), deadline)) {
+        late_ = std::move(running.pidfd);
+        late_pid_ = running.pid;
+        return fail(ErrorKind::kTimeout, command_, "does not end in time");
+    }
+    int status = 0;
+    if (waitpid(running.pid, &status, __WALL) != running.pid)
+        return fail_errno(command_, "cannot wait for it");
+    if (lseek(running.output.get(), 0, SEEK_SET) != 0)
+        return fail_errno(command_, "cannot read what it said");
+    CKPT_ASSIGN(const std::string output, read_fd(running.output.get(), command_, 1 << 20));
+    return translate(request, status, output);
+}
+
+bool CommandBackend::finish_late(Deadline deadline) {
+    if (!late_)
+        return true;
+    if (!has_ended(late_.get(), deadline))
+        return false;
+    waitpid(late_pid_, nullptr, __WALL);
+    late_.reset();
+    return true;
+}
+
+}  // namespace checkpointd::cuda

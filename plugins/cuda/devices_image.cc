@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "plugins/cuda/devices_image.h"
+
+#include <algorithm>
+
+#include "images/json.h"
+#include "plugins/cuda/settings.h"
+
+namespace checkpointd::cuda {
+namespace {
+
+const Device* find(const Answer& devices, const Uuid& uuid) {
+    const Device* end = devices.devices + std::min(devices.device_count, kMaxDevices);
+    const Device* found = std::find_if(devices.devices, end, [&](const Device& device) { return device.uuid == uuid; });
+    return found == end ? nullptr : found;
+}
+
+}  // namespace
+
+std::string to_json(const DevicesImage& image) {
+    nlohmann::ordered_json json;
+    json["version"] = 1;
+    json["processes"] = image.processes;
+    auto& devices = json["devices"] = nlohmann::ordered_json::array();
+    for (uint32_t i = 0; i < image.before.device_count; ++i) {
+        const Device& before = image.before.devices[i];
+        const Device* after = find(image.after, before.uuid);
+        const uint64_t bytes =
+            after != nullptr && after->free_bytes > before.free_bytes ? after->free_bytes - before.free_bytes : 0;
+        devices.push_back({{"uuid", to_string(before.uuid)}, {"bytes", bytes}});
+    }
+    return json.dump(1, '\t') + "\n";
+}
+
+Result<WantedDevices> parse_devices(const std::string& text) {
+    CKPT_ASSIGN(const auto json, images::parse_json_object(text, kDevicesImage));
+    CKPT_ASSIGN(const auto* list, images::json_array(json, "devices", kDevicesImage));
+    WantedDevices wanted;
+    CKPT_ASSIGN(wanted.processes, images::json_number(json, "processes", kDevicesImage));
+    for (const auto& entry : *list) {
+        CKPT_ASSIGN(const std::string uuid, images::json_string(entry, "uuid", kDevicesImage));
+        WantedDevice device;
+        CKPT_ASSIGN(device.uuid, parse_uuid(uuid));
+        CKPT_ASSIGN(device.bytes, images::json_number(entry, "bytes", kDevicesImage));
+        wanted.devices.push_back(device);
+    }
+    return wanted;
+}
+
+Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer& here,
+                           const std::vector<GpuPair>& map) {
+    std::vector<Error> missing;
+    for (const WantedDevice& device : wanted) {
+        if (device.bytes == 0)
+            continue;  // it was there, and not used
+        auto mapped = std::find_if(map.begin(), map.end(), [&](const GpuPair& pair) { return pair.from == device.uuid; });
+        const Uuid& uuid = mapped == map.end() ? device.uuid : mapped->to;
+        const Device* found = find(here, uuid);
+        if (found == nullptr)
+            missing.push_back({ErrorKind::kUnsupported, to_string(uuid), "is not here",
+                               "map it to a device of the same kind: plugins: {cuda: {device-map: GPU-OLD=GPU-NEW}}", 0, {}});
+        else if (found->free_bytes < device.bytes)
+            missing.push_back({ErrorKind::kConflict, to_string(uuid),
+                               fmt::format("has {} MiB free of the {} MiB that the image needs", found->free_bytes >> 20,
+                                           device.bytes >> 20),
+                               "end what else uses the device", 0, {}});
+    }
+    if (missing.size() == 1)
+        return tl::unexpected(std::move(missing.front()));
+    return all_blockers("CUDA devices", "what the image needs is not here", std::move(missing));
+}
+
+}  // namespace checkpointd::cuda

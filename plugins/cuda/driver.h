@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <string>
+
+#include "core/base/error.h"
+#include "plugins/cuda/message.h"
+
+namespace checkpointd::cuda {
+
+// libcuda.so.1, loaded and initialised. Calls may take forever; several threads may call.
+class Driver {
+  public:
+    // kNotFound where there is no driver or no device, kUnsupported where it is too old.
+    static Result<Driver> load();
+
+    Answer serve(const Request& request) const;
+
+  private:
+    Driver() = default;
+    Answer devices(bool with_memory) const;
+    void ask_free(int device, Device& out) const;
+    int call(const Request& request, Answer& answer) const;
+
+    int version_ = 0;
+    int (*get_count_)(int*) = nullptr;
+    int (*get_device_)(int*, int) = nullptr;
+    int (*get_uuid_)(Uuid*, int) = nullptr;
+    int (*total_memory_)(size_t*, int) = nullptr;
+    int (*get_name_)(int, const char**) = nullptr;
+    int (*thread_)(int, int*) = nullptr;
+    int (*state_)(int, ProcessState*) = nullptr;
+    int (*lock_)(int, LockArgs*) = nullptr;
+    int (*checkpoint_)(int, CheckpointArgs*) = nullptr;
+    int (*restore_)(int, RestoreArgs*) = nullptr;
+    int (*unlock_)(int, UnlockArgs*) = nullptr;
+    int (*context_retain_)(void**, int) = nullptr;
+    int (*context_release_)(int) = nullptr;
+    int (*context_set_)(void*) = nullptr;
+    int (*memory_info_)(size_t*, size_t*) = nullptr;
+};
+
+}  // namespace checkpointd::cuda

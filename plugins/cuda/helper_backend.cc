@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "plugins/cuda/helper_backend.h"
+
+#include <cerrno>
+#include <cstring>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "core/base/io.h"
+
+extern char** environ;
+
+namespace checkpointd::cuda {
+namespace {
+
+constexpr const char* kHelper = "checkpointd-cuda";
+
+Result<ScopedFd> connect_to_socket() {
+    ScopedFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    if (!fd)
+        return fail_errno(kHelper, "cannot make a socket");
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, kHelperSocket, sizeof(address.sun_path) - 1);
+    if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0)
+        return fail_errno(kHelperSocket, "cannot connect");
+    return fd;
+}
+
+// It ends when its socket does, after the call that it is in. Its parent need not wait: init or we reap it.
+Result<ScopedFd> start_own() {
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+        return fail_errno(kHelper, "cannot make sockets");
+    ScopedFd ours(ends[0]);
+    ScopedFd theirs(ends[1]);
+    const std::string number = std::to_string(theirs.get());
+    const char* argv[] = {CHECKPOINTD_CUDA_HELPER, "--fd", number.c_str(), nullptr};
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, theirs.get(), theirs.get());  // to itself: without close-on-exec
+    pid_t pid = 0;
+    const int code = posix_spawn(&pid, argv[0], &actions, nullptr, const_cast<char**>(argv), environ);
+    posix_spawn_file_actions_destroy(&actions);
+    if (code != 0)
+        return fail_errno(CHECKPOINTD_CUDA_HELPER, "cannot be started", code);
+    return ours;
+}
+
+Result<ScopedFd> open_connection() {
+    auto shared = connect_to_socket();
+    const int code = shared ? 0 : shared.error().errno_code;
+    if (code == ENOENT || code == ECONNREFUSED)
+        return start_own();
+    return shared;
+}
+
+int left_ms(Backend::Deadline deadline) {
+    using std::chrono::milliseconds;
+    const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now());
+    return static_cast<int>(std::clamp<int64_t>(left.count(), 0, 3600 * 1000));
+}
+
+// False when the deadline passes.
+Result<bool> receive(int fd, Answer& answer, Backend::Deadline deadline) {
+    pollfd waiting{fd, POLLIN, 0};
+    int ready = 0;
+    do
+        ready = poll(&waiting, 1, left_ms(deadline));
+    while ((ready < 0 && errno == EINTR) || (ready == 0 && left_ms(deadline) > 0));
+    if (ready == 0)
+        return false;
+    const ssize_t got = recv(fd, &answer, sizeof(answer), 0);
+    if (got != sizeof(answer) || answer.version != kMessageVersion)
+        return fail(ErrorKind::kSystem, kHelper, "ended in the middle of a call to the driver",
+                    "see journalctl -u checkpointd-cuda");
+    answer.text[sizeof(answer.text) - 1] = 0;
+    return true;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> HelperBackend::open() {
+    CKPT_ASSIGN(ScopedFd connection, open_connection());
+    return std::unique_ptr<Backend>(new HelperBackend(std::move(connection)));
+}
+
+Result<Answer> HelperBackend::ask(const Request& request, Deadline deadline) {
+    if (!connection_) {
+        CKPT_ASSIGN(connection_, open_connection());
+    }
+    if (send(connection_.get(), &request, sizeof(request), MSG_NOSIGNAL) != sizeof(request)) {
+        connection_.reset();
+        return fail_errno(kHelper, "cannot be asked");
+    }
+    Answer answer;
+    auto got = receive(connection_.get(), answer, deadline);
+    if (!got)
+        connection_.reset();
+    CKPT_TRY(got);
+    if (*got)
+        return answer;
+    late_.push_back(std::move(connection_));
+    return fail(ErrorKind::kTimeout, "CUDA driver", "does not answer in time");
+}
+
+bool HelperBackend::finish_late(Deadline deadline) {
+    while (!late_.empty()) {
+        Answer ignored;  // who asks wants the state, not what the call thought of it
+        auto got = receive(late_.back().get(), ignored, deadline);
+        if (got && !*got)
+            return false;
+        late_.pop_back();
+    }
+    return true;
+}
+
+}  // namespace checkpointd::cuda

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <vector>
+
+#include "core/base/scoped_fd.h"
+#include "plugins/cuda/backend.h"
+
+namespace checkpointd::cuda {
+
+// Asks checkpointd-cuda, see helper.cc.
+class HelperBackend : public Backend {
+  public:
+    static Result<std::unique_ptr<Backend>> open();
+
+    Result<Answer> ask(const Request& request, Deadline deadline) override;
+    bool finish_late(Deadline deadline) override;
+
+  private:
+    explicit HelperBackend(ScopedFd connection) : connection_(std::move(connection)) {}
+
+    ScopedFd connection_;
+    std::vector<ScopedFd> late_;  // with a call under way each
+};
+
+}  // namespace checkpointd::cuda

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// The C side of the CUDA plugin.
+#include "plugins/plugin.h"
+
+#include <algorithm>
+
+#include "plugins/cuda/session.h"
+
+namespace checkpointd::cuda {
+namespace {
+
+ckptd_trouble trouble_of(ErrorKind kind) {
+    switch (kind) {
+        case ErrorKind::kUnsupported:
+        case ErrorKind::kNotFound: return CKPTD_UNSUPPORTED;
+        case ErrorKind::kBadInput: return CKPTD_BAD_INPUT;
+        case ErrorKind::kBadImage: return CKPTD_BAD_IMAGE;
+        case ErrorKind::kConflict: return CKPTD_CONFLICT;
+        case ErrorKind::kTimeout: return CKPTD_TIMEOUT;
+        case ErrorKind::kGone: return CKPTD_GONE;
+        default: return CKPTD_SYSTEM;
+    }
+}
+
+// The causes are the reasons, where there are any.
+int told(const ckptd_call* call, const Error& error) {
+    if (error.causes.empty())
+        call->fail(call, trouble_of(error.kind), error.errno_code, error.object.c_str(), error.message.c_str(),
+                   error.remedy.empty() ? nullptr : error.remedy.c_str());
+    for (const Error& cause : error.causes)
+        told(call, cause);
+    return -1;
+}
+
+int answer(const ckptd_call* call, const Result<void>& result) { return result ? 0 : told(call, result.error()); }
+
+Session& of(void* self) { return *static_cast<Session*>(self); }
+
+std::vector<pid_t> list(const pid_t* pids, size_t count) { return {pids, pids + count}; }
+
+Session::Deadline deadline_of(const ckptd_call* call) {
+    using Time = Session::Deadline;
+    const auto most = std::chrono::duration_cast<std::chrono::microseconds>(Time::max().time_since_epoch());
+    return call->deadline_usec >= static_cast<uint64_t>(most.count())
+               ? Time::max()
+               : Time(std::chrono::microseconds(call->deadline_usec));
+}
+
+int open(const ckptd_host* host, ckptd_purpose purpose, ckptd_call* call, void** self) {
+    auto session = Session::open(*host, purpose);
+    if (!session)
+        return told(call, session.error());
+    *self = session->release();
+    return *self == nullptr ? 1 : 0;
+}
+
+void close(void* self) { delete static_cast<Session*>(self); }
+
+int probe(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
+    auto used = of(self).probe(list(pids, count), deadline_of(call));
+    return used ? (*used ? 1 : 0) : told(call, used.error());
+}
+
+int quiesce(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
+    return answer(call, of(self).quiesce(list(pids, count)));
+}
+
+int prepare(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
+    return answer(call, of(self).prepare(list(pids, count), deadline_of(call)));
+}
+
+int complete(void* self, ckptd_call* call) { return answer(call, of(self).complete(deadline_of(call))); }
+
+int resume(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
+    return answer(call, of(self).resume(list(pids, count), deadline_of(call)));
+}
+
+int undo(const char* record, ckptd_call* call) { return answer(call, Session::undo(record, deadline_of(call))); }
+
+constexpr ckptd_plugin kPlugin = {
+    .size = sizeof(ckptd_plugin),
+    .abi = CKPTD_PLUGIN_ABI,
+    .needs = 0,
+    .name = "cuda",
+    .description = "State of NVIDIA GPUs, by the checkpoint calls of their driver",
+    .settings = kSettingNames,
+    .open = open,
+    .close = close,
+    .probe = probe,
+    .quiesce = quiesce,
+    .prepare = prepare,
+    .transfer = nullptr,
+    .complete = complete,
+    .resume = resume,
+    .in_task = nullptr,
+    .undo = undo,
+};
+
+}  // namespace
+}  // namespace checkpointd::cuda
+
+extern "C" const ckptd_plugin* ckptd_plugin_entry(void) { return &checkpointd::cuda::kPlugin; }

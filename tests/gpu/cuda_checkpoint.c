@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* NVIDIA's command cuda-checkpoint, as far as the CUDA plugin uses it, on the emulated driver. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int cuInit(unsigned flags);
+int cuGetErrorName(int code, const char **name);
+int cuCheckpointProcessGetRestoreThreadId(int pid, int *tid);
+int cuCheckpointProcessGetState(int pid, int *state);
+int cuCheckpointProcessLock(int pid, void *args);
+int cuCheckpointProcessCheckpoint(int pid, void *args);
+int cuCheckpointProcessRestore(int pid, void *args);
+int cuCheckpointProcessUnlock(int pid, void *args);
+
+static const char *option(int argc, char **argv, const char *name) {
+    for (int i = 1; i + 1 < argc; ++i)
+        if (strcmp(argv[i], name) == 0)
+            return argv[i + 1];
+    return NULL;
+}
+
+static int has(int argc, char **argv, const char *name) {
+    for (int i = 1; i < argc; ++i)
+        if (strcmp(argv[i], name) == 0)
+            return 1;
+    return 0;
+}
+
+static int act(const char *action, int pid, const char *timeout) {
+    uint64_t args[8] = {0};
+    if (strcmp(action, "lock") == 0) {
+        args[0] = timeout != NULL ? (uint32_t)atoi(timeout) : 0;
+        return cuCheckpointProcessLock(pid, args);
+    }
+    if (strcmp(action, "checkpoint") == 0)
+        return cuCheckpointProcessCheckpoint(pid, args);
+    if (strcmp(action, "restore") == 0)
+        return cuCheckpointProcessRestore(pid, args);
+    return strcmp(action, "unlock") == 0 ? cuCheckpointProcessUnlock(pid, args) : 1;
+}
+
+int main(int argc, char **argv) {
+    static const char *const states[] = {"running", "locked", "checkpointed", "failed"};
+    const char *text = option(argc, argv, "--pid"), *action = option(argc, argv, "--action"), *name = "?";
+    const int pid = text != NULL ? atoi(text) : 0;
+    int value = 0, code = cuInit(0);
+    if (has(argc, argv, "--help"))
+        return printf("--get-state --get-restore-tid --action --timeout --device-map\n") < 0;
+    if (code == 0 && has(argc, argv, "--get-state")) {
+        if ((code = cuCheckpointProcessGetState(pid, &value)) == 0)
+            puts(states[value]);
+    } else if (code == 0 && has(argc, argv, "--get-restore-tid")) {
+        if ((code = cuCheckpointProcessGetRestoreThreadId(pid, &value)) == 0)
+            printf("%d\n", value);
+    } else if (code == 0 && action != NULL)
+        code = act(action, pid, option(argc, argv, "--timeout"));
+    if (code == 0)
+        return 0;
+    cuGetErrorName(code, &name);
+    fprintf(stderr, "Could not %s on process ID %d: \"%s\"\n", action != NULL ? action : "look", pid, name);
+    return 1;
+}
