@@ -188,6 +188,22 @@ def a_second_image_of_them(t):
 
 
 @case
+def suspended_in_place(t):
+    """Nothing of the sandbox is made anew, and none of it is missed by what goes on in it."""
+    host = t.host()
+    names = SINGLY if harness.SOAK else ["all", "users-nobody", "users-able", "users-scheduled", "narrow-users"]
+    install(host, OPTIONS)
+    for_all(host, "systemctl start", names)
+    before = wait_counting(host, names, reports(host, names), "before a suspension")
+    for_all(host, "crctl checkpoint --mode suspend", names)
+    down = reports(host, names)
+    for_all(host, "crctl restore", names)
+    now = wait_counting(host, names, down, "resumed")
+    for name in names:
+        check_facts(before, now, name, "resumed")
+
+
+@case
 def they_stop_as_units_do(t):
     host = t.host()
     for_all(host, "systemctl stop", SINGLY)
