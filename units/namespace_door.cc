@@ -5,6 +5,7 @@
 #include <linux/close_range.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <utility>
@@ -27,6 +28,8 @@ struct DoorPlan {
 // An open descriptor of ours would keep others waiting, for a lock or for an end of file, when we are long dead.
 [[noreturn]] void stand_in_it(void* context) {
     const DoorPlan& plan = *static_cast<const DoorPlan*>(context);
+    // It holds our memory: nobody of the unit's user namespace may look at it (ptrace(2), __ptrace_may_access()).
+    prctl(PR_SET_DUMPABLE, 0);
     // In this order: those that belong to the machine's user namespace cannot be joined from the unit's.
     const bool inside = (plan.namespaces == 0 || setns(plan.placeholder, plan.namespaces) == 0) &&
                         setns(plan.user_namespace, CLONE_NEWUSER) == 0;
