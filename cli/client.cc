@@ -19,7 +19,7 @@ using json = nlohmann::json;
 constexpr std::chrono::minutes kCallTimeout{4};
 
 // The manager; remembers which jobs ended, because a job may be over before its method has answered.
-class ManagerProxy : public sdbus::ProxyInterfaces<org::checkpointd1::Manager_proxy> {
+class ManagerProxy final : public sdbus::ProxyInterfaces<org::checkpointd1::Manager_proxy> {
   public:
     explicit ManagerProxy(bus::Connection& connection)
         : ProxyInterfaces(connection, bus::ServiceName{bus::kService},

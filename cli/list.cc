@@ -17,8 +17,8 @@ bool is_of(const std::string& unit, const std::string& wanted) {
 // Units that are enabled and have nothing to be restored from.
 void print_without_image(const nlohmann::json& images, const std::map<std::string, std::string>& enabled) {
     for (const auto& [unit, how] : enabled) {
-        const bool has_image = std::any_of(images.begin(), images.end(), [&](const auto& image) {
-            return image.at("Unit") == unit;
+        const bool has_image = std::any_of(images.begin(), images.end(), [&name = unit](const auto& image) {
+            return image.at("Unit") == name;
         });
         if (!has_image) fmt::print("{} is enabled and has no image.\n", unit);
     }

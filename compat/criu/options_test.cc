@@ -16,7 +16,7 @@ Result<Options> parse(std::vector<std::string> words) {
 }
 
 TEST(CommandLine, ActionMayStandAnywhere) {
-    for (auto words : {std::vector<std::string>{"dump", "-t", "7", "-D", "x"},
+    for (const auto& words : {std::vector<std::string>{"dump", "-t", "7", "-D", "x"},
                        {"-t", "7", "dump", "-D", "x"},
                        {"-t", "7", "-D", "x", "dump"}}) {
         auto options = parse(words);

@@ -52,7 +52,7 @@ TEST(ScopedFd, ClosesOnceAndMoves) {
     {
         ScopedFd a(raw);
         ScopedFd b(std::move(a));
-        EXPECT_FALSE(a.valid());
+        EXPECT_FALSE(a.valid());  // NOLINT(bugprone-use-after-move)
         EXPECT_EQ(b.get(), raw);
     }
     EXPECT_EQ(fcntl(raw, F_GETFD), -1);

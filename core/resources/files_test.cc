@@ -533,8 +533,8 @@ TEST(Files, MappingsOfFilesHaveOneRecordEach) {
     auto* at_address = reinterpret_cast<char*>(0x7000000000);
     world.start([&] {
         int fd = open((dir / "data").c_str(), O_RDWR);
-        mmap(at_address, 4096, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
-        mmap(at_address + 4096, 4096, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
+        (void)mmap(at_address, 4096, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
+        (void)mmap(at_address + 4096, 4096, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
         close(fd);
     });
     struct stat st;

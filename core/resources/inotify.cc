@@ -84,7 +84,7 @@ std::optional<std::string> path_of(const images::inotify_wd_entry& watch, const 
     handle->handle_type = static_cast<int>(fh.type());
     for (int i = 0; i < fh.handle_size() && (i + 1) * 8 <= MAX_HANDLE_SZ; ++i) {
         uint64_t word = fh.handle(i);
-        std::memcpy(handle->f_handle + i * 8, &word, 8);
+        std::memcpy(handle->f_handle + static_cast<size_t>(i) * 8, &word, 8);
     }
     for (int mount : context.mounts_of(file.pid, watch.s_dev())) {
         ScopedFd opened(open_by_handle_at(mount, handle, O_PATH | O_CLOEXEC));

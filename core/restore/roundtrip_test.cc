@@ -465,8 +465,12 @@ std::string vm_flags(const void* address) {
     for (std::string line; std::getline(lines, line);) {
         if (line.find("Size:") == std::string::npos && line.find('-') < 17)
             here = line.starts_with(head);
-        if (here && line.starts_with("VmFlags:"))
-            return line;
+        if (!here || !line.starts_with("VmFlags:"))
+            continue;
+        // "There may be guards": a mapping keeps it from a neighbour with which it was one for a moment.
+        if (size_t guard = line.find("gu "); guard != std::string::npos)
+            line.erase(guard, 3);
+        return line;
     }
     return "";
 }
