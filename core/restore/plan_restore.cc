@@ -65,6 +65,7 @@ class RestorePlanner {
           agent_(plan_.new_program("agent")),
           outside_(plan_.new_program("from outside")) {
         result_->outside_program = outside_.index();
+        result_->own_pid_namespace = request.in_pid_namespace;
     }
 
     Result<std::unique_ptr<RestorePlan>> plan() {
@@ -230,6 +231,9 @@ class RestorePlanner {
         }
         if (auto fits = check_user_namespaces(forest_.user_namespace, target); !fits)
             blockers.push_back(std::move(fits).error());
+        if (target && request_.in_pid_namespace)
+            blockers.push_back(Error{ErrorKind::kUnsupported, "user namespace",
+                                     "its tasks cannot be born in a PID namespace as well", {}, 0, {}});
         bool has_threads =
             std::any_of(forest_.tasks.begin(), forest_.tasks.end(),
                         [](const TaskRecord& task) { return !task.threads.empty(); });
@@ -363,10 +367,11 @@ class RestorePlanner {
 
     void enter_namespaces() {
         make_time_namespace();
+        int all = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWCGROUP;
+        if (request_.in_pid_namespace)
+            all |= CLONE_NEWPID;
         if (namespaces_)
-            agent_.call("namespaces", SYS_setns,
-                        {*namespaces_, CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET |
-                                           CLONE_NEWCGROUP});
+            agent_.call("namespaces", SYS_setns, {*namespaces_, all});
     }
 
     void plan_births(const Maker& maker, const std::vector<Birth>& births) {

@@ -38,6 +38,10 @@ struct RestoreRequest {
     // our own namespaces.
     std::optional<int> namespaces_of_pidfd;
 
+    // The tasks are born in the PID namespace of that process too, in which nobody but its init lives: whoever
+    // has their numbers outside is in nobody's way. Roots have no parent then that they could see.
+    bool in_pid_namespace = false;
+
     // Only to be planned: namespaces are taken to be as the image needs them.
     bool imagined_namespaces = false;
 
@@ -116,6 +120,7 @@ struct RestorePlan {
     std::vector<PlannedTask> tasks;
     std::vector<pid_t> roots;     // tasks whose parent is not restored; the main process is the first
     std::vector<pid_t> helpers;   // temporary session and group leaders
+    bool own_pid_namespace = false;  // all these numbers are those inside of it
     uint64_t region_base = 0;     // where programs, arena and blob will lie in every task
     uint64_t region_size = 0;
     uint32_t stacks = 1;            // blob stacks: threads of the task that has most
@@ -134,9 +139,11 @@ class BuiltForest {
     // Kills and reaps everything that was not committed.
     ~BuiltForest();
 
-    // Every restored task, zombies included.
+    // Every restored task, zombies included, as our PID namespace numbers them.
     const std::vector<pid_t>& pids() const;
     pid_t main_pid() const;
+    // Tasks whose parent is not restored, as the image numbers them.
+    const std::vector<pid_t>& roots() const;
     // Lets them go: they run and live on without us. Called once.
     Result<void> commit();
 
@@ -150,6 +157,11 @@ Result<std::optional<std::vector<std::string>>> plugins_of_image(int image_dir_f
 // Reads the images and computes what would be done. Changes nothing. Everything that cannot be restored
 // is answered at once as the causes of one error (kUnsupported, kBadImage).
 Result<std::unique_ptr<RestorePlan>> plan_restore(const RestoreRequest& request);
+
+// kConflict, naming the holders, if a PID or TID of the plan is taken as such, or as the number of a
+// session or group of somebody else. The dead are waited for, up to two seconds: init reaps orphans in its
+// own time, and a restore may follow a checkpoint closely.
+Result<void> check_conflicts(const RestorePlan& plan);
 
 // The plan as text, one operation per line.
 std::string print_plan(const RestorePlan& plan);

@@ -358,6 +358,33 @@ bool exists(pid_t pid) {
     return std::filesystem::exists("/proc/" + std::to_string(pid));
 }
 
+// A process that has this number, and dies with us.
+pid_t take_number(pid_t number) {
+    clone_args args{};
+    args.exit_signal = SIGCHLD;
+    args.set_tid = reinterpret_cast<uint64_t>(&number);
+    args.set_tid_size = 1;
+    pid_t taker = static_cast<pid_t>(syscall(SYS_clone3, &args, sizeof(args)));
+    if (taker != 0)
+        return taker;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;)
+        pause();
+}
+
+// All processes in the PID namespace of `init`, but for itself.
+std::set<pid_t> members_of_namespace(pid_t init) {
+    namespace fs = std::filesystem;
+    std::set<pid_t> members;
+    std::error_code gone;
+    const auto wanted = fs::read_symlink(fmt::format("/proc/{}/ns/pid", init));
+    for (const auto& entry : fs::directory_iterator("/proc"))
+        if (pid_t pid = std::atoi(entry.path().filename().c_str()); pid > 0 && pid != init)
+            if (fs::read_symlink(entry.path() / "ns/pid", gone) == wanted)
+                members.insert(pid);
+    return members;
+}
+
 std::set<int> descriptors_of(pid_t pid) {
     std::set<int> all;
     for (const auto& fd : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd"))
@@ -424,8 +451,13 @@ class RestoreTest : public testing::Test {
         for (pid_t pid : {parent(), child()})
             if (kill(pid, SIGKILL) == 0)
                 waitpid(pid, nullptr, 0);
+        for (pid_t taker : takers_)
+            if (kill(taker, SIGKILL) == 0)
+                waitpid(taker, nullptr, 0);
         if (holder_ > 0) {
             kill(holder_, SIGKILL);
+            while (waitpid(-1, nullptr, WNOHANG) > 0) {  // orphans, for whom it waits
+            }
             waitpid(holder_, nullptr, 0);
         }
         if (!path_.empty())
@@ -463,13 +495,17 @@ class RestoreTest : public testing::Test {
         builder.finish();
     }
 
-    // A process in a mount namespace of its own, where /mnt/found can be read.
-    void make_namespace() {
+    // A process in a mount namespace of its own, where /mnt/found can be read; perhaps in more of its own.
+    void make_namespace(uint64_t more = 0) {
         int ready[2];
         ASSERT_EQ(pipe(ready), 0);
-        holder_ = fork();
+        clone_args args{};
+        args.flags = more;
+        args.exit_signal = SIGCHLD;
+        holder_ = static_cast<pid_t>(syscall(SYS_clone3, &args, sizeof(args)));
         if (holder_ == 0) {
             prctl(PR_SET_PDEATHSIG, SIGKILL);
+            signal(SIGCHLD, SIG_IGN);  // orphans of its PID namespace are reaped at once
             bool good = unshare(CLONE_NEWNS) == 0 &&
                         mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
                         mount("tmpfs", "/mnt", "tmpfs", 0, nullptr) == 0;
@@ -484,6 +520,27 @@ class RestoreTest : public testing::Test {
         ASSERT_TRUE(good);
         close(ready[0]), close(ready[1]);
         holder_fd_ = ScopedFd(static_cast<int>(syscall(SYS_pidfd_open, holder_, 0)));
+    }
+
+    // Numbers of the image are others' outside, and free in a namespace.
+    RestoreRequest request_with_taken_numbers(Steps& steps) {
+        if (takers_.empty()) {
+            make_namespace(CLONE_NEWPID);
+            for (pid_t number : {parent(), thread(), dead_leader()})
+                takers_.push_back(take_number(number));
+        }
+        RestoreRequest request = this->request(steps);
+        request.in_pid_namespace = true;
+        return request;
+    }
+
+    void expect_empty_namespace() {
+        for (int wait = 0; wait < 400 && !members_of_namespace(holder_).empty(); wait++) {
+            waitpid(-1, nullptr, WNOHANG);
+            poll(nullptr, 0, 1);
+        }
+        EXPECT_EQ(members_of_namespace(holder_), std::set<pid_t>());
+        EXPECT_TRUE(exists(holder_));
     }
 
     RestoreRequest request(Steps& steps) {
@@ -510,6 +567,7 @@ class RestoreTest : public testing::Test {
     int64_t image_clock_ = 0;
     pid_t holder_ = -1;
     ScopedFd holder_fd_;
+    std::vector<pid_t> takers_;
     int* hook_page_ = nullptr;
     SilentSteps silent_;
 };
@@ -558,6 +616,78 @@ TEST_F(RestoreTest, BringsBackAForest) {
     EXPECT_FALSE(exists(dead_group()));
 }
 
+TEST_F(RestoreTest, TakenNumbersAreFreeInANamespace) {
+    RestoreRequest request = request_with_taken_numbers(silent_);
+    RestoreStats stats;
+    auto built = build_forest(request, stats);
+    ASSERT_TRUE(built) << built.error().text();
+    std::vector<pid_t> pids = built->pids();
+    ASSERT_EQ(pids.size(), 3u);
+    EXPECT_EQ(built->main_pid(), pids[0]);
+    EXPECT_EQ(built->roots(), std::vector<pid_t>{parent()});
+    EXPECT_EQ(members_of_namespace(holder_), std::set<pid_t>(pids.begin(), pids.end()));
+    EXPECT_NE(text_of(pids[0], "status").find(fmt::format("NSpid:\t{}\t{}\n", pids[0], parent())),
+              std::string::npos);
+    EXPECT_NE(text_of(pids[0], "status").find(fmt::format("PPid:\t{}\n", getpid())), std::string::npos);
+    ASSERT_TRUE(built->commit());
+    Findings found = wait_done(pids[0]);
+    EXPECT_EQ(found.pid, parent());
+    EXPECT_EQ(found.tid, parent());
+    EXPECT_EQ(found.thread_tid, thread());
+    EXPECT_EQ(found.sid, dead_leader());
+    EXPECT_EQ(found.pgid, dead_leader());
+    EXPECT_EQ(found.zombie_pid, dead());
+    EXPECT_EQ(found.zombie_status, 7 << 8);
+    EXPECT_EQ(found.xmm, static_cast<uint64_t>(parent()));
+    Findings second = wait_done(pids[1]);
+    EXPECT_EQ(second.pid, child());
+    EXPECT_EQ(second.pgid, dead_group());
+    EXPECT_STREQ(second.piped, "waiting, inside");
+    kill(holder_, SIGKILL);
+    for (pid_t pid : {pids[0], pids[1]})
+        for (int wait = 0; wait < 1000 && exists(pid); wait++, poll(nullptr, 0, 1))
+            waitpid(pid, nullptr, WNOHANG);
+    EXPECT_FALSE(exists(pids[0]) || exists(pids[1])) << "they die with its init";
+}
+
+TEST_F(RestoreTest, FailureAtEveryStepLeavesAnEmptyNamespace) {
+    for (int step = 0;; step++) {
+        FailingSteps steps(step);
+        SCOPED_TRACE(step);
+        RestoreStats stats;
+        auto built = build_forest(request_with_taken_numbers(steps), stats);
+        if (built) {
+            { BuiltForest dropped = std::move(*built); }
+            expect_empty_namespace();
+            EXPECT_GT(step, 6);
+            break;
+        }
+        EXPECT_EQ(built.error().kind, ErrorKind::kCancelled) << built.error().text();
+        expect_empty_namespace();
+    }
+}
+
+TEST_F(RestoreTest, KilledWorkerLeavesAnEmptyNamespace) {
+    std::mt19937 random(11);
+    RestoreRequest request = request_with_taken_numbers(silent_);
+    int interrupted = 0;
+    for (int round = 0; round < 30; round++) {
+        pid_t worker = fork();
+        if (worker == 0) {
+            RestoreStats stats;
+            auto built = build_forest(request, stats);
+            for (;;)
+                pause();
+        }
+        usleep(random() % 30'000);
+        interrupted += !members_of_namespace(holder_).empty();
+        kill(worker, SIGKILL);
+        waitpid(worker, nullptr, 0);
+        expect_empty_namespace();
+    }
+    EXPECT_GT(interrupted, 0);
+}
+
 TEST_F(RestoreTest, DroppedForestLeavesNothing) {
     RestoreRequest request = this->request(silent_);
     RestoreStats stats;
@@ -582,15 +712,9 @@ TEST_F(RestoreTest, TakenPidIsNamed) {
 
 // The worker of a checkpoint may be quicker than init, which reaps what was killed.
 TEST_F(RestoreTest, TheDeadAreWaitedFor) {
-    pid_t numbers[1] = {child()};
-    clone_args args{};
-    args.exit_signal = SIGCHLD;
-    args.set_tid = reinterpret_cast<uint64_t>(numbers);
-    args.set_tid_size = 1;
-    pid_t dead = static_cast<pid_t>(syscall(SYS_clone3, &args, sizeof(args)));
-    if (dead == 0)
-        _exit(0);
+    pid_t dead = take_number(child());
     ASSERT_EQ(dead, child());
+    kill(dead, SIGKILL);
     siginfo_t info{};
     ASSERT_EQ(waitid(P_PID, static_cast<id_t>(dead), &info, WEXITED | WNOWAIT), 0);
     std::thread init([dead] {

@@ -18,7 +18,6 @@
 #include "core/base/io.h"
 #include "core/base/pipe.h"
 #include "core/restore/barriers.h"
-#include "core/restore/executor/conflicts.h"
 #include "core/restore/executor/region.h"
 #include "core/restore/executor/tracer.h"
 #include "core/restore/executor/watchdog.h"
@@ -108,19 +107,19 @@ Result<void> set_regset(pid_t tid, int set, const std::vector<std::byte>& conten
     return {};
 }
 
-Result<void> set_thread_state(const PlannedThread& thread) {
+Result<void> set_thread_state(pid_t tid, const PlannedThread& thread) {
     if (!thread.xstate.empty())
-        CKPT_TRY(set_regset(thread.tid, NT_X86_XSTATE, thread.xstate, "extended state"));
-    CKPT_TRY(set_regset(thread.tid, NT_PRSTATUS, thread.registers, "registers"));
+        CKPT_TRY(set_regset(tid, NT_X86_XSTATE, thread.xstate, "extended state"));
+    CKPT_TRY(set_regset(tid, NT_PRSTATUS, thread.registers, "registers"));
     if (thread.rseq_cs != 0) {
         constexpr uint64_t kCsOffset = 8;  // offsetof(struct rseq, rseq_cs)
         uint64_t value = thread.rseq_cs;
         iovec from{&value, sizeof(value)};
         iovec to{reinterpret_cast<void*>(thread.rseq + kCsOffset), sizeof(value)};
-        if (process_vm_writev(thread.tid, &from, 1, &to, 1, 0) != sizeof(value))
+        if (process_vm_writev(tid, &from, 1, &to, 1, 0) != sizeof(value))
             return fail_errno(fmt::format("tid {}", thread.tid), "restartable sequence");
     }
-    if (ptrace(static_cast<__ptrace_request>(PTRACE_SETSIGMASK), thread.tid, sizeof(uint64_t),
+    if (ptrace(static_cast<__ptrace_request>(PTRACE_SETSIGMASK), tid, sizeof(uint64_t),
                &thread.signal_mask) < 0)
         return fail_errno(fmt::format("tid {}", thread.tid), "PTRACE_SETSIGMASK");
     return {};
@@ -130,16 +129,17 @@ Result<void> set_thread_state(const PlannedThread& thread) {
 Result<void> leave_region(Tracer& tracer, const RestorePlan& plan, const PlannedTask& task,
                           const Region& region) {
     uint64_t instruction = region.syscall_instruction();
+    const pid_t id = tracer.number_here(task.pid);
     std::string object = fmt::format("pid {} ({})", task.pid, task.name);
     if (task.trap_action) {
         CKPT_ASSIGN(
             int64_t set,
-            tracer.remote_call(task.pid, instruction, SYS_rt_sigaction,
+            tracer.remote_call(id, instruction, SYS_rt_sigaction,
                                {SIGTRAP, region.arena() + task.trap_action->offset, 0, 8, 0, 0}));
         if (set < 0)
             return fail_errno(object, "rt_sigaction of SIGTRAP", static_cast<int>(-set));
     }
-    CKPT_ASSIGN(int64_t unmapped, tracer.remote_call(task.pid, instruction, SYS_munmap,
+    CKPT_ASSIGN(int64_t unmapped, tracer.remote_call(id, instruction, SYS_munmap,
                                                      {plan.region_base, plan.region_size, 0, 0, 0,
                                                       0}));
     if (unmapped < 0)
@@ -153,7 +153,7 @@ Result<void> finish_task(Tracer& tracer, const RestorePlan& plan, const PlannedT
         return {};
     CKPT_TRY(leave_region(tracer, plan, task, region));
     for (const PlannedThread& thread : task.threads)
-        CKPT_TRY(set_thread_state(thread));
+        CKPT_TRY(set_thread_state(tracer.number_here(thread.tid), thread));
     return {};
 }
 
@@ -225,17 +225,21 @@ Error too_late(Error last) {
 class BuiltForest::Held {
   public:
     Held(std::shared_ptr<const RestorePlan> run, Steps& watcher)
-        : plan(std::move(run)), tracer(*plan), steps(watcher) {
+        : plan(std::move(run)), tracer(*plan), steps(watcher) {}
+
+    // Everybody is there.
+    void settle() {
         for (const PlannedTask& task : plan->tasks) {
-            pids.push_back(task.pid);
+            const pid_t pid = tracer.number_here(task.pid);
+            pids.push_back(pid);
             if (!task.zombie)
-                living.push_back(task.pid);
+                living.push_back(pid);
             if (task.stop_signal != 0)
-                late_signals.emplace_back(task.pid, task.stop_signal);
+                late_signals.emplace_back(pid, task.stop_signal);
             for (int signal : task.late_signals)
-                late_signals.emplace_back(task.pid, signal);
+                late_signals.emplace_back(pid, signal);
         }
-        main_pid = plan->roots.empty() ? -1 : plan->roots.front();
+        main_pid = plan->roots.empty() ? -1 : tracer.number_here(plan->roots.front());
     }
 
     std::shared_ptr<const RestorePlan> plan;
@@ -260,6 +264,10 @@ pid_t BuiltForest::main_pid() const {
     return held_->main_pid;
 }
 
+const std::vector<pid_t>& BuiltForest::roots() const {
+    return held_->plan->roots;
+}
+
 Result<void> BuiltForest::commit() {
     CKPT_TRY(held_->steps.enter("restore.commit"));
     // Sent while they are held, these stay pending and count from the first instruction on.
@@ -274,7 +282,8 @@ Result<BuiltForest> execute_plan(const RestoreRequest& request,
     auto start = Clock::now();
     const RestorePlan& plan = *shared;
     CKPT_TRY(request.steps.enter("restore.check"));
-    CKPT_TRY(check_conflicts(plan));
+    if (!plan.own_pid_namespace)
+        CKPT_TRY(check_conflicts(plan));
     CKPT_TRY(prepare_devices(request));
     auto held = std::make_unique<BuiltForest::Held>(std::move(shared), request.steps);
     CKPT_TRY(request.steps.enter("restore.agent"));
@@ -285,8 +294,10 @@ Result<BuiltForest> execute_plan(const RestoreRequest& request,
         if (request.plugins)
             request.plugins->start_transfer(deadline_of(request));
         auto built = bring_to_last_barrier(request, plan, held->tracer, region);
-        if (built)
+        if (built) {
+            held->settle();
             built = resume_devices(request, held->living, held->tracer);
+        }
         if (!built)
             return tl::unexpected(watchdog.has_barked() ? too_late(std::move(built).error())
                                                         : std::move(built).error());

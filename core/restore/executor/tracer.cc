@@ -46,7 +46,7 @@ Result<void> resume(pid_t id, int signal) {
     return {};
 }
 
-Tracer::Tracer(const RestorePlan& plan) : plan_(plan) {
+Tracer::Tracer(const RestorePlan& plan) : plan_(plan), numbers_(plan.own_pid_namespace) {
     for (const PlannedTask& task : plan.tasks)
         if (task.zombie)
             zombies_[task.pid] = &task;
@@ -135,12 +135,15 @@ Result<void> Tracer::wait_for_event() {
 }
 
 void Tracer::add(pid_t id) {
+    numbers_.learn(id);
     std::lock_guard guard(lock_);
     tracees_[id].told = true;
 }
 
 // What waitpid tells of one that has something to tell.
 Result<int> Tracer::reap_or_stop(pid_t id) {
+    if (!tracees_.contains(id))
+        numbers_.learn(id);
     std::lock_guard guard(lock_);
     int status = 0;
     if (waitpid(id, &status, __WALL) < 0)
@@ -216,13 +219,7 @@ Result<pid_t> Tracer::next_waitable() {
 
 // A new task may stop before its parent's fork event has told us its number.
 bool Tracer::is_ours(pid_t id) const {
-    if (tracees_.contains(id))
-        return true;
-    auto status = read_file(AT_FDCWD, fmt::format("/proc/{}/status", id));
-    if (!status)
-        return false;
-    return status->find(fmt::format("\nTracerPid:\t{}\n", gettid())) != std::string::npos ||
-           status->find(fmt::format("\nTracerPid:\t{}\n", getpid())) != std::string::npos;
+    return tracees_.contains(id) || is_traced_by_us(id);
 }
 
 Result<void> Tracer::handle(pid_t id, int status) {
@@ -232,23 +229,26 @@ Result<void> Tracer::handle(pid_t id, int status) {
 }
 
 Result<void> Tracer::handle_end(pid_t id, int status) {
-    auto zombie = zombies_.find(id);
+    auto zombie = zombies_.find(numbers_.inner(id));
     if (zombie != zombies_.end()) {
         constexpr int kCoreDumped = 0x80;  // whether a core file was written then does not come back
         if ((status | kCoreDumped) != (zombie->second->exit_status | kCoreDumped))
             return fail(ErrorKind::kInternal, name_of(id), "a zombie ended in another way");
-        ended_zombies_.insert(id);
+        ended_zombies_.insert(zombie->first);
         return {};
     }
-    // A thread that got another number than it should have had gives up. That may be one which a
-    // later thread is to have.
-    bool is_stray = aimed_at_ != 0 && id != aimed_at_;
-    bool may_end = id == agent_ || helpers_.contains(id) || is_stray;
-    if (may_end && WIFEXITED(status) && WEXITSTATUS(status) == 0)
+    if (may_end(id) && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return {};
     std::string how = WIFSIGNALED(status) ? fmt::format("killed by signal {}", WTERMSIG(status))
                                           : fmt::format("exited with {}", WEXITSTATUS(status));
     return fail(ErrorKind::kGone, name_of(id), "ended while it was restored: " + how);
+}
+
+// A thread that got another number than it should have had gives up. That may be one which a later
+// thread is to have.
+bool Tracer::may_end(pid_t id) const {
+    bool is_stray = aimed_at_ != 0 && numbers_.inner(id) != aimed_at_;
+    return id == agent_ || helpers_.contains(numbers_.inner(id)) || is_stray;
 }
 
 Result<void> Tracer::handle_stop(pid_t id, int status) {
@@ -323,7 +323,7 @@ Error Tracer::operation_error(const std::string& object, uint64_t program, uint6
 }
 
 Result<void> Tracer::handle_signal(pid_t id, int signal) {
-    if (zombies_.contains(id))
+    if (zombies_.contains(numbers_.inner(id)))
         return resume(id, signal);  // the signal of which it died
     if (!is_fault(signal))
         return resume(id);
@@ -339,12 +339,13 @@ Result<void> Tracer::handle_signal(pid_t id, int signal) {
 std::string Tracer::name_of(pid_t id) const {
     if (id == agent_)
         return "restore agent";
-    if (helpers_.contains(id))
-        return fmt::format("temporary leader {}", id);
+    const pid_t number = numbers_.inner(id);
+    if (helpers_.contains(number))
+        return fmt::format("temporary leader {}", number);
     for (const PlannedTask& task : plan_.tasks)
         for (const PlannedThread& thread : task.threads)
-            if (thread.tid == id)
-                return fmt::format("pid {} ({})", id, task.name);
+            if (thread.tid == number)
+                return fmt::format("pid {} ({})", number, task.name);
     return fmt::format("pid {}", id);
 }
 
@@ -352,10 +353,11 @@ Result<void> Tracer::check_complete() const {
     size_t threads = 0;
     for (const PlannedTask& task : plan_.tasks) {
         if (task.zombie && !ended_zombies_.contains(task.pid))
-            return fail(ErrorKind::kInternal, name_of(task.pid), "is not a zombie");
+            return fail(ErrorKind::kInternal, fmt::format("pid {}", task.pid), "is not a zombie");
         for (const PlannedThread& thread : task.threads)
-            if (!tracees_.contains(thread.tid))
-                return fail(ErrorKind::kInternal, name_of(thread.tid), "was not restored");
+            if (!tracees_.contains(number_here(thread.tid)))
+                return fail(ErrorKind::kInternal, fmt::format("tid {}", thread.tid),
+                            "was not restored");
         threads += task.threads.size();
     }
     if (threads != tracees_.size())
@@ -415,8 +417,14 @@ Result<void> Tracer::let_go() {
 }
 
 // A task that was forked when we gave up is ours, but nobody told us of it: its maker may be dead and
-// reaped before it ever stopped. Its number is one of the plan's, which nobody else had when we began.
+// reaped before it ever stopped. Its number is one of the plan's, which nobody else had when we began, or
+// in a PID namespace of its own any number.
 void Tracer::find_untold() {
+    if (numbers_.differ()) {
+        for (pid_t id : find_tracees())
+            tracees_.try_emplace(id);
+        return;
+    }
     auto look = [this](pid_t id) {
         siginfo_t info{};
         int flags = WEXITED | WSTOPPED | WNOWAIT | WNOHANG | __WALL | __WNOTHREAD;

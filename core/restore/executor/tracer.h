@@ -14,12 +14,14 @@
 #include "core/base/error.h"
 #include "core/base/steps.h"
 #include "core/restore/executor/steering.h"
+#include "core/restore/executor/task_numbers.h"
 #include "core/restore/restore.h"
 
 namespace checkpointd {
 
 // Follows everything that comes out of the agent, by ptrace, from the one thread that made it. Kills
-// and reaps all of it when destroyed, unless let go.
+// and reaps all of it when destroyed, unless let go. The kernel tells it numbers as we see them, the plan
+// has those of the image.
 class Tracer {
   public:
     explicit Tracer(const RestorePlan& plan);
@@ -46,6 +48,8 @@ class Tracer {
     Result<void> stop_again(pid_t tid, std::chrono::steady_clock::time_point deadline);
     // Kills what is there, so that whoever waits for it sees ends instead. From any thread.
     void kill_now();
+    // As we see the thread that the plan calls `id`.
+    pid_t number_here(pid_t id) const { return numbers_.outer(id); }
     // Detaches everything; nothing is left to kill.
     Result<void> let_go();
 
@@ -74,12 +78,14 @@ class Tracer {
     void add(pid_t id);
     bool all_stopped() const;
     bool is_ours(pid_t id) const;
+    bool may_end(pid_t id) const;
     std::string name_of(pid_t id) const;
     void kill_all();
     void find_untold();
 
     const RestorePlan& plan_;
-    std::map<pid_t, const PlannedTask*> zombies_;
+    TaskNumbers numbers_;
+    std::map<pid_t, const PlannedTask*> zombies_;  // these three by the plan's numbers
     std::set<pid_t> helpers_;
     std::set<pid_t> ended_zombies_;
     std::set<pid_t> ended_untold_;  // before their makers told us of them
