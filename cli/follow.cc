@@ -81,6 +81,8 @@ void say_done(const nlohmann::json& job) {
         fmt::print("{} runs again: main PID {}, from image {}, {} in all\n",
                    job.at("Unit").get<std::string>(), result.at("MainPid").get<uint32_t>(),
                    result.at("Image").get<std::string>(), human_usec(total));
+    if (const std::string why = result.value("PidNamespace", ""); !why.empty())
+        fmt::print("It is in a PID namespace of its own, where its program has its old PIDs: {}\n", why);
 }
 
 // What programs get: the result, and which job it was of.

@@ -69,6 +69,7 @@ json policy_to_json(const UnitPolicy& policy) {
             {"keep", policy.keep},
             {"sync", policy.sync},
             {"reserve_pids", policy.reserve_pids},
+            {"pid_namespace", policy.pid_namespace},
             {"restore_at_boot", policy.restore_at_boot},
             {"reuse", policy.reuse},
             {"checkpoint_at_shutdown", policy.checkpoint_at_shutdown},
@@ -84,6 +85,7 @@ UnitPolicy policy_from(const json& value) {
     policy.keep = value.at("keep");
     policy.sync = value.at("sync");
     policy.reserve_pids = value.at("reserve_pids");
+    policy.pid_namespace = value.value("pid_namespace", false);
     policy.restore_at_boot = value.at("restore_at_boot");
     policy.reuse = value.at("reuse");
     policy.checkpoint_at_shutdown = value.at("checkpoint_at_shutdown");
@@ -145,6 +147,7 @@ JobResult result_from(const json& value) {
     result.bytes = value.at("bytes");
     result.pages = value.at("pages");
     result.main_pid = value.at("main_pid");
+    result.pid_namespace = value.value("pid_namespace", "");
     for (const json& step : value.at("steps"))
         result.steps.push_back({step.at("step"), step.at("usec")});
     return result;
@@ -204,6 +207,7 @@ std::string to_json(const JobResult& result) {
                   {"bytes", result.bytes},
                   {"pages", result.pages},
                   {"main_pid", result.main_pid},
+                  {"pid_namespace", result.pid_namespace},
                   {"steps", steps}};
     if (!result.ok) value["error"] = error_to_json(result.error);
     return dump(value);

@@ -64,6 +64,7 @@ struct JobResult {
     uint64_t bytes = 0;
     uint64_t pages = 0;
     pid_t main_pid = 0;
+    std::string pid_namespace;  // why the unit got one: who holds its PIDs; empty when it got none
     std::vector<StepTime> steps;
 };
 

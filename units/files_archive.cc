@@ -379,4 +379,22 @@ Result<void> restore_unit_files(const UnitFacts& facts, pid_t pid, int in_fd) {
     return is_there ? Result<void>() : write_pid_file(facts);
 }
 
+Result<void> correct_pid_file(const UnitFacts& facts, pid_t main_pid) {
+    if (facts.pid_file.empty() || access(facts.pid_file.c_str(), F_OK) != 0)
+        return {};
+    CKPT_ASSIGN(ScopedFd root, open_at(AT_FDCWD, "/", O_PATH | O_DIRECTORY));
+    CKPT_ASSIGN(ScopedFd file,
+                open_in(root.get(), facts.pid_file.substr(1), O_RDWR | O_NOFOLLOW, kNoLinks));
+    struct stat about {};
+    if (fstat(file.get(), &about) != 0 || !S_ISREG(about.st_mode) || about.st_nlink != 1)
+        return fail(ErrorKind::kConflict, facts.pid_file, "is no plain file");
+    const std::string number = fmt::format("{}\n", main_pid);
+    CKPT_ASSIGN(const std::string said, read_fd(file.get(), facts.pid_file, 4096));
+    if ((said + "\n").starts_with(number))
+        return {};
+    if (lseek(file.get(), 0, SEEK_SET) != 0 || ftruncate(file.get(), 0) != 0)
+        return fail_errno(facts.pid_file, "cannot write the PID file");
+    return write_all(file.get(), number.data(), number.size(), facts.pid_file);
+}
+
 }  // namespace checkpointd

@@ -23,4 +23,8 @@ Result<void> save_unit_files(const UnitFacts& facts, pid_t pid, int out_fd);
 // facts.directories are written; symbolic links are never followed. Also writes facts.pid_file back.
 Result<void> restore_unit_files(const UnitFacts& facts, pid_t pid, int in_fd);
 
+// Makes facts.pid_file, where there is one, say `main_pid`, which is not what the program calls itself: systemd
+// reads it again at times, and would take a stranger for the unit's main process.
+Result<void> correct_pid_file(const UnitFacts& facts, pid_t main_pid);
+
 }  // namespace checkpointd

@@ -198,5 +198,22 @@ TEST_F(ArchiveTest, PidFileIsWrittenBack) {
     EXPECT_EQ(content(facts_.pid_file), "4711\n");
 }
 
+TEST_F(ArchiveTest, PidFileIsCorrected) {
+    facts_.pid_file = base_ + "/unit.pid";
+    EXPECT_TRUE(correct_pid_file(facts_, 12)) << "there is none";
+    std::ofstream(facts_.pid_file) << "4711";
+    const auto before = fs::last_write_time(facts_.pid_file);
+    ASSERT_TRUE(correct_pid_file(facts_, 4711));
+    EXPECT_EQ(content(facts_.pid_file), "4711");
+    EXPECT_EQ(fs::last_write_time(facts_.pid_file), before);
+    ASSERT_TRUE(correct_pid_file(facts_, 12));
+    EXPECT_EQ(content(facts_.pid_file), "12\n");
+    std::ofstream(base_ + "/other") << "its own";
+    fs::remove(facts_.pid_file);
+    fs::create_symlink(base_ + "/other", facts_.pid_file);
+    EXPECT_FALSE(correct_pid_file(facts_, 12)) << "a link leads anywhere";
+    EXPECT_EQ(content(base_ + "/other"), "its own");
+}
+
 }  // namespace
 }  // namespace checkpointd

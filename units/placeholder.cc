@@ -41,11 +41,6 @@ constexpr std::array<const char*, 6> kBirthNames = {
     "enter the unit's namespaces", "make a session",         "take its descriptors",
     "take on the unit's user",     "reduce its capabilities", "run its program"};
 
-struct BirthReport {
-    Birth step;
-    int error;
-};
-
 // Everything that the child needs, ready made: after clone3() in a process that had threads it may neither
 // allocate nor take a lock.
 struct ChildPlan {
@@ -187,40 +182,23 @@ bool become_user(const ChildPlan& child) {
            syscall(SYS_setresuid, child.user, child.user, child.user) == 0;
 }
 
-// clone3() with a chosen PID needs this one (capabilities(7)), and nothing else needs any.
-bool reduce_capabilities() {
-    __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    __user_cap_data_struct data[2] = {};
-    const unsigned bit = 1u << (CAP_CHECKPOINT_RESTORE % 32);
-    data[CAP_CHECKPOINT_RESTORE / 32] = {bit, bit, bit};
-    return syscall(SYS_capset, &header, data) == 0 &&
-           prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_CHECKPOINT_RESTORE, 0, 0) == 0 &&
-           prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
-}
-
-[[noreturn]] void give_up(const ChildPlan& child, Birth step) {
-    BirthReport report = {step, errno};
-    (void)!write(child.report, &report, sizeof(report));
-    _exit(1);
-}
-
 [[noreturn]] void be_born(const ChildPlan& child) {
+    auto must = [&child](bool done, Birth step) {
+        if (!done)
+            give_up(child.report, static_cast<unsigned>(step));
+    };
     char byte;
     if (read(child.gate.get(), &byte, 1) != 1)  // nobody wants us any more
         _exit(0);
-    if (child.namespaces != 0 && setns(child.main_pidfd, child.namespaces) != 0)
-        give_up(child, Birth::kNamespaces);
-    if (setsid() < 0 || chdir("/") != 0)
-        give_up(child, Birth::kSession);
-    if (!install_descriptors(child))
-        give_up(child, Birth::kDescriptors);
-    if (!become_user(child))
-        give_up(child, Birth::kUser);
-    if (!reduce_capabilities())
-        give_up(child, Birth::kCapabilities);
+    must(child.namespaces == 0 || setns(child.main_pidfd, child.namespaces) == 0, Birth::kNamespaces);
+    must(setsid() >= 0 && chdir("/") == 0, Birth::kSession);
+    must(install_descriptors(child), Birth::kDescriptors);
+    must(become_user(child), Birth::kUser);
+    // clone3() with a chosen PID needs this one (capabilities(7)), and nothing else needs any.
+    must(keep_capabilities(uint64_t{1} << CAP_CHECKPOINT_RESTORE), Birth::kCapabilities);
     char* no_environment[] = {nullptr};
     syscall(SYS_execveat, child.program, "", child.argv.data(), no_environment, AT_EMPTY_PATH);
-    give_up(child, Birth::kProgram);
+    give_up(child.report, static_cast<unsigned>(Birth::kProgram));
 }
 
 struct ForkedChild {
@@ -278,17 +256,7 @@ Result<void> Placeholder::start(Deadline deadline) {
     char go = 1;
     CKPT_TRY(write_all(gate_.get(), &go, 1, "placeholder"));
     gate_.reset();
-    CKPT_TRY(poll_until(deadline, "placeholder", "does not come up", [&]() -> Result<bool> {
-        pollfd ready = {report_.get(), POLLIN, 0};
-        return poll(&ready, 1, 0) == 1;
-    }));
-    BirthReport report = {};
-    ssize_t got = read(report_.get(), &report, sizeof(report));
-    report_.reset();
-    if (got == sizeof(report) && static_cast<size_t>(report.step) < kBirthNames.size())
-        return fail_errno("placeholder",
-                          fmt::format("cannot {}", kBirthNames[static_cast<size_t>(report.step)]),
-                          report.error);
+    CKPT_TRY(wait_born(std::move(report_), kBirthNames, "placeholder", deadline));
     return wait_ready(deadline);
 }
 

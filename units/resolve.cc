@@ -177,7 +177,8 @@ Result<void> check_namespaces(Systemd& systemd, const UnitFacts& facts, Blockers
     CKPT_ASSIGN(bool pids_of_host, is_of_the_host(facts.main_pid, "pid"));
     if (!pids_of_host)
         blockers.add(ErrorKind::kUnsupported, "its processes live in a PID namespace of their own",
-                     "switch PrivatePIDs= off with systemctl edit");
+                     "restart it, if a restore has made it because of taken PIDs; otherwise switch "
+                     "PrivatePIDs= off with systemctl edit");
     for (const NamespaceSetting& setting : kNamespaceSettings) {
         CKPT_ASSIGN(bool of_host, is_of_the_host(facts.main_pid, setting.name));
         if (of_host)

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 #include "units/drop_in.h"
 #include "units/gate.h"
 #include "units/pid_floor.h"
+#include "units/proc_mount.h"
 #include "units/resolve.h"
 #include "units/security_label.h"
 #include "units/stage.h"
@@ -116,6 +118,29 @@ TEST(DropIn, TransientUnitsBringTheirDefinition) {
     text = restore_drop_in(facts, {}, StageOptions{"/h"});
     EXPECT_NE(text.find("Slice=x.slice"), std::string::npos) << text;
     EXPECT_EQ(text.find("[Service]"), std::string::npos) << text;
+}
+
+TEST(ProcMount, SeenIsTheUppermostAndWhatLiesOnIt) {
+    auto seen = parse_proc_mount(
+        "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda rw\n"
+        "22 21 0:20 / /proc rw,nosuid,nodev,noexec,relatime shared:2 - proc proc rw\n"
+        "23 22 0:21 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw\n"
+        "40 22 0:40 / /proc ro,nosuid,noatime - proc proc rw,hidepid=invisible,subset=pid\n"
+        "41 40 0:40 /sys /proc/sys ro,relatime master:2 - proc proc rw\n"
+        "42 41 0:22 / /proc/sys/kernel/random/boot_id ro - tmpfs tmpfs rw\n");
+    ASSERT_TRUE(seen);
+    EXPECT_EQ(seen->attributes, uint64_t{MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOATIME});
+    EXPECT_EQ(seen->options, (std::vector<std::pair<std::string, std::string>>{{"hidepid", "invisible"},
+                                                                             {"subset", "pid"}}));
+    EXPECT_EQ(seen->below, std::vector<std::string>{"/proc/sys"});
+}
+
+TEST(ProcMount, SomethingElseMayLieThere) {
+    EXPECT_FALSE(parse_proc_mount(""));
+    EXPECT_FALSE(parse_proc_mount("21 1 8:1 / / rw - ext4 /dev/sda rw\ndamaged\n22 21 0 / /proc\n"));
+    EXPECT_FALSE(parse_proc_mount("22 21 0:20 / /proc rw - proc proc rw\n"
+                                  "23 22 0:9 / /proc rw - tmpfs tmpfs rw\n"));
+    EXPECT_FALSE(parse_proc_mount("22 21 0:20 /sys /proc rw - proc proc rw\n"));
 }
 
 TEST(CheckState, SomeUnitsAreRefusedByName) {

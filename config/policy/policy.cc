@@ -72,7 +72,9 @@ class Reader {
     std::optional<Microseconds> duration(const YAML::Node& node);
     std::optional<bool> boolean(const YAML::Node& node, const std::string& key);
     std::optional<unsigned> number(const YAML::Node& node, const std::string& key, unsigned limit);
-    std::optional<bool> reuse(const YAML::Node& node);
+    // One of two words: is it the second?
+    std::optional<bool> choice(const YAML::Node& node, const std::string& key, const char* first,
+                               const char* second);
 
     Policy& policy_;
     std::string file_;
@@ -149,8 +151,13 @@ void Reader::section(const YAML::Node& node, const std::string& what, PolicySect
                    if (auto flag = boolean(value, key)) section.restore_at_boot = flag;
                }},
               {"reuse",
-               [&](auto&, auto& value) {
-                   if (auto flag = reuse(value)) section.reuse = flag;
+               [&](auto& key, auto& value) {
+                   if (auto flag = choice(value, key, "never", "always")) section.reuse = flag;
+               }},
+              {"pid-taken",
+               [&](auto& key, auto& value) {
+                   if (auto flag = choice(value, key, "refuse", "namespace"))
+                       section.pid_namespace = flag;
                }},
               {"checkpoint-at-shutdown",
                [&](auto& key, auto& value) {
@@ -235,10 +242,11 @@ std::optional<bool> Reader::boolean(const YAML::Node& node, const std::string& k
     return std::nullopt;
 }
 
-std::optional<bool> Reader::reuse(const YAML::Node& node) {
-    if (node.IsScalar() && node.Scalar() == "always") return true;
-    if (node.IsScalar() && node.Scalar() == "never") return false;
-    error(node, "\"reuse\" must be never or always");
+std::optional<bool> Reader::choice(const YAML::Node& node, const std::string& key,
+                                   const char* first, const char* second) {
+    if (node.IsScalar() && node.Scalar() == second) return true;
+    if (node.IsScalar() && node.Scalar() == first) return false;
+    error(node, fmt::format("\"{}\" must be {} or {}", key, first, second));
     return std::nullopt;
 }
 
@@ -260,6 +268,8 @@ void lay_over(UnitPolicy& result, const PolicySection& section) {
     if (section.sync) result.sync = *section.sync;
     if (section.reserve_pids)
         result.reserve_pids = *section.reserve_pids;
+    if (section.pid_namespace)
+        result.pid_namespace = *section.pid_namespace;
     result.tell.lay_over(section.tell);
     if (section.restore_at_boot) result.restore_at_boot = *section.restore_at_boot;
     if (section.reuse) result.reuse = *section.reuse;
@@ -360,6 +370,7 @@ std::string print_policy(const UnitPolicy& policy) {
     auto yes_no = [](bool on) { return on ? "yes" : "no"; };
     text += fmt::format("  keep: {}\n  sync: {}\n  reserve-pids: {}\n", policy.keep, yes_no(policy.sync),
                         yes_no(policy.reserve_pids));
+    text += fmt::format("  pid-taken: {}\n", policy.pid_namespace ? "namespace" : "refuse");
     text += fmt::format("  restore-at-boot: {}\n  reuse: {}\n  checkpoint-at-shutdown: {}\n",
                         yes_no(policy.restore_at_boot), policy.reuse ? "always" : "never",
                         yes_no(policy.checkpoint_at_shutdown));

@@ -28,6 +28,7 @@ struct UnitPolicy {
     unsigned keep = 1;                       // images of the unit that are kept; 0: all
     bool sync = true;                        // to disk before the unit is stopped
     bool reserve_pids = true;                // while the unit is off
+    bool pid_namespace = false;              // where a PID of the image is taken; else that is refused
     bool restore_at_boot = false;            // each start of the unit is a restore if there is an image
     bool reuse = false;                      // an image is restored any number of times
     bool checkpoint_at_shutdown = false;     // taken to disk when the system goes down
@@ -44,6 +45,7 @@ struct PolicySection {
     std::optional<unsigned> keep;
     std::optional<bool> sync;
     std::optional<bool> reserve_pids;
+    std::optional<bool> pid_namespace;
     std::optional<bool> restore_at_boot;
     std::optional<bool> reuse;
     std::optional<bool> checkpoint_at_shutdown;

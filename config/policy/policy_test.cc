@@ -62,6 +62,7 @@ units:
     plugins: {cuda: {on-timeout: resume, lock-timeout: 5s}}
     sync: no
     reserve-pids: no
+    pid-taken: namespace
 )",
                              "a.yaml"));
     EXPECT_EQ(policy.idle_timeout, minutes(5));
@@ -75,6 +76,8 @@ units:
     auto small = policy.for_unit("llm-small.service");
     EXPECT_EQ(small.keep, 4u);
     EXPECT_FALSE(small.sync);
+    EXPECT_TRUE(small.pid_namespace);
+    EXPECT_FALSE(other.pid_namespace);
     EXPECT_EQ(small.timeout(Phase::kMemory), minutes(20));
     EXPECT_TRUE(small.plugins.at("cuda").is_enabled());
     EXPECT_FALSE(small.plugins.at("amdgpu").is_enabled());
@@ -99,7 +102,7 @@ std::string complaint(const std::string& text) {
 TEST(Policy, ErrorsHavePositionAndAllowedKeys) {
     auto text = complaint("defaults:\n  kep: 3\n  sync: maybe\n  timeouts:\n    memory: 5 parsecs\n");
     EXPECT_NE(text.find("p.yaml:2:3: unknown key \"kep\" in defaults"), std::string::npos) << text;
-    EXPECT_NE(text.find("allowed: checkpoint-at-shutdown, keep, plugins, reserve-pids, restore-at-boot, reuse, "
+    EXPECT_NE(text.find("allowed: checkpoint-at-shutdown, keep, pid-taken, plugins, reserve-pids, restore-at-boot, reuse, "
                         "sync, tell, timeouts"),
               std::string::npos)
         << text;

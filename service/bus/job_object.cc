@@ -56,7 +56,8 @@ std::map<std::string, sdbus::Variant> JobObject::Result() {
             {"TotalUsec", bus::variant(result.total_usec)},
             {"Bytes", bus::variant(result.bytes)},
             {"Pages", bus::variant(result.pages)},
-            {"MainPid", bus::variant(static_cast<uint32_t>(result.main_pid))}};
+            {"MainPid", bus::variant(static_cast<uint32_t>(result.main_pid))},
+            {"PidNamespace", bus::variant(result.pid_namespace)}};
 }
 
 }  // namespace checkpointd

@@ -19,6 +19,7 @@
 #include "units/gate.h"
 #include "units/origin.h"
 #include "units/pid_floor.h"
+#include "units/pid_namespace.h"
 #include "units/pid_reservation.h"
 #include "units/resolve.h"
 #include "units/stage.h"
@@ -41,6 +42,25 @@ unsigned verify_threads(unsigned others) {
 Result<UnitFacts> read_facts(const images::ImageDir& dir) {
     CKPT_ASSIGN(auto text, read_file(dir.fd(), kUnitFactsName));
     return unit_facts_from_json(text);
+}
+
+// One line of an error, with what lies beneath.
+std::string reason_of(const Error& error) {
+    constexpr size_t kMost = 3;
+    std::string text = error.line();
+    for (size_t i = 0; i < std::min(kMost, error.causes.size()); ++i) text += "; " + error.causes[i].line();
+    return text;
+}
+
+// Who has which of our PIDs.
+std::string holders_of(const Error& taken) {
+    constexpr size_t kMost = 3;
+    std::string text;
+    for (size_t i = 0; i < std::min(kMost, taken.causes.size()); ++i)
+        text += fmt::format("{}{} {}", i == 0 ? "" : "; ", taken.causes[i].object, taken.causes[i].message);
+    if (taken.causes.size() > kMost)
+        text += fmt::format("; and {} more", taken.causes.size() - kMost);
+    return text;
 }
 
 // The helper of a unit that others wait for gives up soon after the job must have ended.
@@ -79,6 +99,8 @@ class RestoreJob {
     Result<void> free_pids();
     Result<void> put_files_back();
     RestoreRequest engine_request();
+    Result<std::unique_ptr<RestorePlan>> plan();
+    Result<void> make_pid_namespace(Error taken);
     Result<void> build();
     Result<void> consume();
     void unconsume();
@@ -104,6 +126,8 @@ class RestoreJob {
     std::optional<Placeholder> placeholder_;  // of a suspended unit
     std::unique_ptr<UnitStage> staged_;
     std::unique_ptr<Plugins> plugins_;
+    std::optional<PidNamespace> pid_namespace_;
+    std::string pids_taken_;  // by whom: why there is one
     std::optional<BuiltForest> forest_;
     RestoreStats stats_;
     uint64_t tell_undo_ = 0;
@@ -236,7 +260,8 @@ Result<void> RestoreJob::put_files_back() {
 RestoreRequest RestoreJob::engine_request() {
     RestoreRequest request(steps_);
     request.image_dir_fd = image_->fd();
-    request.namespaces_of_pidfd = staged_->helper_pidfd();
+    request.namespaces_of_pidfd = pid_namespace_ ? pid_namespace_->init_pidfd() : staged_->helper_pidfd();
+    request.in_pid_namespace = pid_namespace_.has_value();
     request.cgroup_fd = staged_->cgroup_fd();
     for (const auto& [key, fd] : staged_->externals()) request.externals[key] = fd.get();
     request.parent = RestoreRequest::Parent::kSibling;
@@ -251,11 +276,49 @@ RestoreRequest RestoreJob::engine_request() {
     return request;
 }
 
+Result<std::unique_ptr<RestorePlan>> RestoreJob::plan() {
+    CKPT_TRY(steps_.enter("restore.plan"));
+    return plan_restore(engine_request());
+}
+
+// `taken` names whoever has our PIDs, and is the answer should this be impossible.
+Result<void> RestoreJob::make_pid_namespace(Error taken) {
+    CKPT_TRY(steps_.enter("restore.pid-namespace"));
+    // In the last of the unit's groups: one that hands controllers down may hold no process, and has others below.
+    const std::string group = facts_.subgroups.empty() ? "" : facts_.subgroups.back().path;
+    CKPT_ASSIGN(ScopedFd cgroup,
+                open_at(AT_FDCWD, staged_->cgroup_dir() + group, O_RDONLY | O_DIRECTORY));
+    auto made = PidNamespace::make({.helper_pid = staged_->helper_pid(),
+                                    .helper_pidfd = staged_->helper_pidfd(),
+                                    .cgroup_fd = cgroup.get()},
+                                   steps_.deadline_of(Phase::kRebuild));
+    if (!made) {
+        taken.causes.push_back(std::move(made).error());
+        return tl::unexpected(std::move(taken));
+    }
+    pids_taken_ = holders_of(taken);
+    pid_namespace_.emplace(std::move(*made));
+    return {};
+}
+
 Result<void> RestoreJob::build() {
-    CKPT_ASSIGN(auto forest, build_forest(engine_request(), stats_));
+    CKPT_ASSIGN(auto plan, this->plan());
+    if (request_.policy.pid_namespace) {
+        auto free = check_conflicts(*plan);
+        if (!free && free.error().kind != ErrorKind::kConflict)
+            return free;
+        if (!free) {
+            CKPT_TRY(make_pid_namespace(std::move(free).error()));
+            CKPT_ASSIGN(plan, this->plan());
+        }
+    }
+    CKPT_ASSIGN(auto forest, execute_plan(engine_request(), std::move(plan), stats_));
     main_pid_ = forest.main_pid();
     forest_.emplace(std::move(forest));
-    return {};
+    // A suspended unit may have one from an attempt that failed later.
+    if (pid_namespace_ || !staged_->has_fresh_directories())
+        CKPT_TRY(correct_pid_file(facts_, main_pid_));
+    return pid_namespace_ ? pid_namespace_->keep_for(forest_->roots()) : Result<void>();
 }
 
 // The tasks are let go one by one; should we die in between, some of a unit must not run without the others.
@@ -268,6 +331,8 @@ Result<void> RestoreJob::run_at_once() {
     auto let_go = [&]() -> Result<void> {
         CKPT_TRY(forest_->commit());
         CKPT_TRY(steps_.enter("restore.run"));
+        if (pid_namespace_)
+            pid_namespace_->let_go();
         return journal_.drop(empty);
     };
     if (auto done = let_go(); !done) {
@@ -338,6 +403,7 @@ JobResult RestoreJob::result() const {
     result.bytes = info_.bytes;
     result.pages = stats_.bytes_read / 4096;
     result.main_pid = main_pid_;
+    result.pid_namespace = pids_taken_;
     return result;
 }
 
@@ -356,14 +422,6 @@ Result<JobResult> RestoreJob::run() {
     CKPT_TRY(verify_pages());
     CKPT_TRY(let_go());
     return result();
-}
-
-// One line of an error, with what lies beneath.
-std::string reason_of(const Error& error) {
-    constexpr size_t kMost = 3;
-    std::string text = error.line();
-    for (size_t i = 0; i < std::min(kMost, error.causes.size()); ++i) text += "; " + error.causes[i].line();
-    return text;
 }
 
 }  // namespace

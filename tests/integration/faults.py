@@ -204,6 +204,16 @@ class Subject:
         check_equal(reply["look"]["unit"]["MainPID"], str(reply["counter"]["state"]["pid"]), f"{when}: main PID")
         self.settle()
 
+    def check_in_namespace(self, reply, when):
+        """It runs on from its image, for itself with its old PIDs, and for systemd with another."""
+        when = f"{self.unit}, {when}"
+        self.check_moves(reply["counter"], when)
+        self.check_goes_on(reply["counter"], when)
+        look, pid = reply["look"], reply["counter"]["state"]["pid"]
+        check(look["unit"]["ActiveState"] == "active" and look["unit"]["MainPID"] != str(pid), f"{when}: the unit", look["unit"])
+        check_equal([line.split()[1:] for line in look["ours"]], [["pid-init"]], f"{when}: the namespace's first process")
+        check_equal(look["drop_ins"], [], f"{when}: drop-in files")
+
     # ---- faults
 
     def inject(self, verb, step, action, *options):
@@ -449,6 +459,30 @@ class Stage:
             for way in ways:
                 self.recorded[way] = Steps(way, first.steps(getattr(first, way)()))
         return self.recorded[name]
+
+    @contextlib.contextmanager
+    def with_taken_pid(self, subject):
+        """The subject is on disk, somebody else has a PID of its image, and the policy knows a way out."""
+        self.host.write("/etc/checkpointd/policy.d/taken.yaml", f"units: {{{subject.unit}: {{pid-taken: namespace}}}}\n")
+        self.host.run("crctl", "policy", "reload")
+        try:
+            self.host.run("systemctl", "stop", self.host.keeper_of(subject.checkpoint()["Image"]))
+            with self.host.taken(subject.last["state"]["consumer"]):
+                yield
+        finally:
+            self.host.sh("rm /etc/checkpointd/policy.d/taken.yaml; crctl policy reload")
+
+    def steps_in_namespace(self):
+        """Of a restore of a unit one of whose PIDs somebody else has. The unit is left stopped."""
+        if "namespace" not in self.recorded:
+            first = self.subject("1")
+            with self.with_taken_pid(first):
+                reply = first.crctl("restore")
+                check_equal(reply["crctl"]["code"], 0, f"a restore in a namespace: {reply['crctl']['err']}")
+                first.check_in_namespace(reply, "restored in a namespace")
+                self.recorded["namespace"] = Steps("restore", first.steps(reply["job"]))
+            self.start_over("1")
+        return self.recorded["namespace"]
 
     def relay(self):
         """The other service and its steps."""
@@ -883,27 +917,44 @@ def taken_pid(t):
     pid = subject.last["state"]["pid"]
     for number in {pid, *subject.last["state"]["threads"].values()}:
         check_equal(at.host.run("python3", "-c", harness.TAKE, str(number)).out, "File exists\n", f"who takes {number}")
-    keeper = at.host.run("systemd-escape", "--template=checkpointd-pids@.service", image).out.strip()
+    keeper = at.host.keeper_of(image)
     at.host.run("systemctl", "stop", keeper)
-    take = f"while :; do echo {pid - 1} >/proc/sys/kernel/ns_last_pid; sleep 300 & " \
-           f"[ $! = {pid} ] && break; kill $!; done; setsid sleep 0; disown; echo $!"
-    at.host.run("systemd-run", "-u", "taker", "-p", "Type=forking", "bash", "-c", take)
-    try:
-        check_equal(at.host.read(f"/proc/{pid}/comm"), "sleep\n", f"who has PID {pid} now")
+    with at.host.taken(pid):
         refused = at.host.run("crctl", "restore", subject.unit, check=False)
         check_equal(refused.code, 4, f"a restore with PID {pid} taken: {refused.err}")
         check_in(str(pid), refused.err, "the PID in what it says")
         check_in("sleep", refused.err, "the holder's name in what it says")
-        check_in("/taker.service", refused.err, "the holder's unit in what it says")
+        check_in(f"/taker-{pid}.service", refused.err, "the holder's unit in what it says")
         subject.check_down(subject.look()["look"], "PID taken", is_reserved=False)
-    finally:
-        at.host.run("systemctl", "stop", "taker.service", check=False)
     subject.restore("with its PID free again")
     check_equal(at.host.unit(keeper)["ActiveState"], "inactive", "what kept its PIDs")
     image = subject.checkpoint()["Image"]
-    keeper = at.host.run("systemd-escape", "--template=checkpointd-pids@.service", image).out.strip()
+    keeper = at.host.keeper_of(image)
     at.host.run("crctl", "rm", "--force", image)
     check_equal(at.host.unit(keeper)["ActiveState"], "inactive", "what kept the PIDs of a removed image")
+    at.start_over("1")
+
+
+@case
+def every_step_of_a_restore_in_a_namespace(t):
+    """No process of it is left, the namespace's first one neither, and the next attempt goes well."""
+    at = stage(t)
+    steps = at.steps_in_namespace()
+    some = samples(steps, "restore.pid-namespace", "restore.agent", "restore.memory", "restore.registers",
+                   "units.hand-over.main-pid", "restore.commit", "restore.run")
+    subject = at.subject("1")
+    with at.with_taken_pid(subject):
+        for step in [step for step in some if not steps.is_late(step)]:
+            for action in ("fail", "kill") if SOAK or step == "restore.pid-namespace" else ("kill",):
+                when = f"{action} at {step} on the way into a namespace"
+                reply = subject.inject("restore", step, action)
+                subject.check_fault(reply, step, action, when)
+                subject.check_down(reply["look"], f"after {when}", is_reserved=False)
+        reply = subject.crctl("restore")
+        subject.check_in_namespace(reply, "after all of them")
+    at.host.run("systemctl", "stop", subject.unit)
+    subject.images = reply["look"]["images"]
+    subject.check_down(subject.look()["look"], "stopped in its namespace", is_reserved=False)
     at.start_over("1")
 
 
@@ -954,7 +1005,7 @@ def a_suspension_in_a_user_namespace(t):
 @case
 def every_step_in_the_source_is_gone_through(t):
     at = stage(t)
-    gone_through = [at.steps("checkpoint"), at.steps("restore"),
+    gone_through = [at.steps("checkpoint"), at.steps("restore"), at.steps_in_namespace(),
                     *map(at.steps_of_mode, ("snapshot", "suspend", "resume")), *at.relay()[1].values()]
     seen = {name for steps in gone_through for name in steps.names}
     said = set()

@@ -18,6 +18,7 @@ it is killed (up --owner). `raise harness.Skip("why")` skips a case. CHECKPOINTD
 (`./dev soak`) asks for the long version: `harness.SOAK`; CHECKPOINTD_TEST_SUITE=trixie boots the hosts in a root
 of Debian 13, and skips the cases, saying why, where its packages cannot be had.
 """
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -175,6 +176,24 @@ class Host:
         """The unit's log lines of this boot, oldest first, as dictionaries of journal fields."""
         out = self.run("journalctl", "-b", "-u", unit, "-o", "json", "--no-pager", *options).out
         return [json.loads(line) for line in out.splitlines()]
+
+    def keeper_of(self, image):
+        """The unit that keeps the PIDs of an image from others."""
+        return self.run("systemd-escape", "--template=checkpointd-pids@.service", image).out.strip()
+
+    @contextlib.contextmanager
+    def taken(self, *pids):
+        """A process of taker-PID.service has each of these PIDs, which nobody must keep."""
+        try:
+            for pid in pids:
+                take = f"while :; do echo {pid - 1} >/proc/sys/kernel/ns_last_pid; sleep 300 & " \
+                       f"[ $! = {pid} ] && break; kill $!; done; setsid sleep 0; disown; echo $!"
+                self.run("systemd-run", "-u", f"taker-{pid}", "-p", "Type=forking", "bash", "-c", take)
+                check_equal(self.read(f"/proc/{pid}/comm"), "sleep\n", f"who has PID {pid} now")
+            yield
+        finally:
+            for pid in pids:
+                self.run("systemctl", "stop", f"taker-{pid}.service", check=False)
 
     def drop_in(self, unit, text, name="test"):
         self.write(f"/etc/systemd/system/{unit}.d/{name}.conf", text)
