@@ -74,18 +74,20 @@ suite_root() {
 
 # suite_libraries LAYER ROOT: what the project's programs were linked with here and the root lacks goes
 # into a folder of the layer that the loader's configuration names; init.sh runs ldconfig. The C library
-# and libsystemd are the root's own.
+# and libsystemd are the root's own; those that the layer has in folders of its own are found there.
 suite_libraries() {
-    local folder=$1/usr/lib/checkpointd-test-libraries system soname sonames pending
+    local folder=$1/usr/lib/checkpointd-test-libraries system soname sonames pending own
     system=/usr/lib/$(gcc -print-multiarch)
     mkdir -p "$folder" "$1/etc/ld.so.conf.d"
     echo "${folder#"$1"}" >"$1/etc/ld.so.conf.d/zz-checkpointd-test.conf"
     mapfile -t pending < <(find "$1/usr" -type f -perm -100)
+    own=$(find "$1/usr" -name '*.so*' -printf '%f\n')
     while [ ${#pending[@]} -gt 0 ]; do
         mapfile -t sonames < <(objdump -p "${pending[@]}" 2>/dev/null | awk '$1 == "NEEDED" { print $2 }')
         pending=()
         for soname in "${sonames[@]}"; do
             [ ! -e "$folder/$soname" ] && [ ! -e "$2$system/$soname" ] || continue
+            ! grep -qxF "$soname" <<<"$own" || continue
             cp -L "$system/$soname" "$folder/"
             pending+=("$folder/$soname")
         done
