@@ -25,14 +25,19 @@ Result<void> dump(const Options& options, const Log& log) {
     request.target = TreeTarget{options.tree};
     request.image_dir_fd = dir.get();
     request.externals = options.externals;
+    request.goes_on = options.leave_running && !options.leave_stopped;
     LoggedSteps steps(log, options.timeout);
     CheckpointStats stats;
     CKPT_ASSIGN(HeldForest held, checkpoint(request, steps, stats));
-    log.info(fmt::format("{} tasks, {} threads, {} pages, frozen {} us", stats.tasks, stats.threads,
-                         stats.pages_written, stats.frozen.count() / 1000));
+    log.info(fmt::format("{} tasks, {} threads, {} pages, frozen {} us, {} copies hold the memory",
+                         stats.tasks, stats.threads, stats.pages_written,
+                         stats.frozen.count() / 1000, stats.copies));
     if (options.leave_stopped)
         return leave_stopped(held);
-    return options.leave_running ? held.resume() : held.kill();
+    if (!options.leave_running)
+        return held.kill();
+    CKPT_TRY(held.resume());
+    return held.finish(steps, stats);
 }
 
 }  // namespace checkpointd::criu

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/checkpoint/forked_copies.h"
 #include "core/checkpoint/held_devices.h"
 #include "core/checkpoint/task_dump.h"
 #include "core/inject/dead_bytes.h"
@@ -26,19 +27,18 @@ namespace checkpointd {
 using Clock = std::chrono::steady_clock;
 using std::chrono::nanoseconds;
 
-class HeldForest::Impl {
-  public:
-    Impl(SeizedForest forest, HeldDevices devices, std::vector<pid_t> pids)
-        : forest_(std::move(forest)), devices_(std::move(devices)), pids_(std::move(pids)) {
-        devices_.standing(forest_);
-    }
-
-    SeizedForest forest_;
-    HeldDevices devices_;  // are given back before the tasks go on
-    std::vector<pid_t> pids_;
-};
-
 namespace {
+
+// Pages on their way into files, and who holds those that are written last.
+struct ImageMemory {
+    explicit ImageMemory(images::ImageDir directory) : dir(std::move(directory)), pages(dir) {}
+    ImageMemory(const ImageMemory&) = delete;
+    ImageMemory& operator=(const ImageMemory&) = delete;
+
+    images::ImageDir dir;
+    PageImages pages;
+    ForkedCopies copies;
+};
 
 // Adds the request's deadline to the caller's steps.
 class TimedSteps : public Steps {
@@ -103,6 +103,8 @@ class Dump {
     Result<void> collect();
     Result<void> write();
     Result<std::vector<pid_t>> order() const;
+    // What write() left to be written.
+    std::unique_ptr<ImageMemory> take_memory() { return std::move(memory_images_); }
 
   private:
     Result<void> map_pids();
@@ -112,7 +114,10 @@ class Dump {
     Result<void> check_users(const SeizedProcess& process);
     Result<void> collect_process(SeizedProcess& process);
     Result<void> collect_ids(TaskImages& task);
-    Result<void> write_task(const images::ImageDir& dir, PageImages& pages, const TaskImages& task);
+    Result<void> make_copies();
+    ProcessSource source_of(const TaskImages& task) const;
+    Result<void> write_task(const images::ImageDir& dir, const TaskImages& task);
+    Result<void> add_shared_memory();
     Result<void> write_memory(const images::ImageDir& dir);
     Result<void> write_tree(const images::ImageDir& dir);
     Result<void> write_common(const images::ImageDir& dir);
@@ -140,6 +145,7 @@ class Dump {
     std::map<pid_t, TaskImages> tasks_;
     std::map<std::string, uint64_t> namespaces_;  // of the first living process
     TimeOffsets clocks_;
+    std::unique_ptr<ImageMemory> memory_images_;
 };
 
 Result<void> Dump::map_pids() {
@@ -283,7 +289,35 @@ Result<std::vector<pid_t>> Dump::order() const {
     return main_tree;
 }
 
-Result<void> Dump::write_task(const images::ImageDir& dir, PageImages& pages, const TaskImages& task) {
+// The last thing that is done in the tasks: the copies hold this moment.
+Result<void> Dump::make_copies() {
+    CKPT_TRY(steps_.enter("checkpoint.fork"));
+    std::vector<CopyCandidate> candidates;
+    for (SeizedProcess& process : forest_.processes()) {
+        const TaskImages& task = tasks_.at(process.pid);
+        if (task.zombie)
+            continue;
+        uint64_t bytes = 0;
+        for (const PageSegment& segment : task.memory.pages)
+            bytes += segment.forks ? segment.run.end - segment.run.start : 0;
+        candidates.push_back({&process, bytes, task.cores.front().tc().child_subreaper()});
+    }
+    memory_images_->copies = ForkedCopies::make(
+        candidates, request_.copies_from.value_or(ForkedCopies::kWorthForking));
+    stats_.copies = static_cast<unsigned>(memory_images_->copies.size());
+    return {};
+}
+
+ProcessSource Dump::source_of(const TaskImages& task) const {
+    ProcessSource source{task.pid, task.mem_fd};
+    if (const ForkedCopy* copy = memory_images_->copies.of(task.pid)) {
+        source.copy = copy->pid();
+        source.copy_mem_fd = copy->mem_fd();
+    }
+    return source;
+}
+
+Result<void> Dump::write_task(const images::ImageDir& dir, const TaskImages& task) {
     for (size_t i = 0; i < task.cores.size(); ++i) {
         auto tid = static_cast<uint64_t>(task.tree.threads(static_cast<int>(i)));
         CKPT_TRY(dir.write_one(images::ImageType::kCore, tid, task.cores[i]));
@@ -294,20 +328,26 @@ Result<void> Dump::write_task(const images::ImageDir& dir, PageImages& pages, co
     CKPT_TRY(dir.write_one(images::ImageType::kIds, id, task.ids));
     CKPT_TRY(dir.write_one(images::ImageType::kMm, id, task.memory.mm));
     stats_.pages_scanned += task.memory.pages_scanned;
-    return pages.add_process(task.image_pid, task.pid, task.mem_fd, task.memory.pages);
+    return memory_images_->pages.add_process(task.image_pid, source_of(task), task.memory.pages);
 }
 
-Result<void> Dump::write_memory(const images::ImageDir& dir) {
-    PageImages pages(dir);
-    CKPT_TRY(steps_.enter("checkpoint.write"));
-    CKPT_ASSIGN(std::vector<pid_t> pids, order());
-    for (pid_t pid : pids)
-        CKPT_TRY(write_task(dir, pages, tasks_.at(pid)));
+Result<void> Dump::add_shared_memory() {
+    PageImages& pages = memory_images_->pages;
     for (const auto& [inode, segment] : shared_)
         CKPT_TRY(pages.add_shared(inode, segment.fd.get(), segment.size));
     for (const WantedMemory& wanted : files_.wanted_memory())
         if (!shared_.contains(wanted.shmid))
             CKPT_TRY(pages.add_shared(wanted.shmid, wanted.fd.get(), wanted.size));
+    return {};
+}
+
+Result<void> Dump::write_memory(const images::ImageDir& dir) {
+    PageImages& pages = memory_images_->pages;
+    CKPT_TRY(steps_.enter("checkpoint.write"));
+    CKPT_ASSIGN(std::vector<pid_t> pids, order());
+    for (pid_t pid : pids)
+        CKPT_TRY(write_task(dir, tasks_.at(pid)));
+    CKPT_TRY(add_shared_memory());
     CKPT_TRY(steps_.enter("checkpoint.memory"));
     if (request_.digests)
         pages.want_digests();
@@ -316,7 +356,7 @@ Result<void> Dump::write_memory(const images::ImageDir& dir) {
     stats_.shared_pages_written = pages.shared_pages();
     stats_.shared_pages_scanned = pages.shared_pages();
     stats_.bytes_written = pages.bytes();
-    if (request_.digests)
+    if (request_.digests && !request_.goes_on)
         stats_.digests = pages.digests();
     return {};
 }
@@ -402,9 +442,14 @@ Result<void> Dump::write() {
     ScopedFd copy(fcntl(request_.image_dir_fd, F_DUPFD_CLOEXEC, 0));
     if (!copy)
         return fail_errno("image directory", "cannot use its descriptor");
-    auto dir = images::ImageDir::adopt(std::move(copy), "image");
-    CKPT_TRY(write_memory(dir));
-    return write_common(dir);
+    memory_images_ =
+        std::make_unique<ImageMemory>(images::ImageDir::adopt(std::move(copy), "image"));
+    // A driver knows of one owner of what it shares with a process.
+    const bool has_devices = request_.plugins && !request_.plugins->empty();
+    if (request_.goes_on && !has_devices)
+        CKPT_TRY(make_copies());
+    CKPT_TRY(write_memory(memory_images_->dir));
+    return write_common(memory_images_->dir);
 }
 
 uint32_t microseconds(nanoseconds time) {
@@ -418,13 +463,14 @@ nanoseconds phase(const CheckpointStats& stats, std::string_view name) {
     return nanoseconds{0};
 }
 
-Result<void> write_stats(int dir_fd, const CheckpointStats& stats) {
+Result<void> write_stats(const images::ImageDir& dir, const CheckpointStats& stats) {
     images::stats_entry entry;
     images::dump_stats_entry& dump = *entry.mutable_dump();
     dump.set_freezing_time(microseconds(phase(stats, "freeze")));
     dump.set_frozen_time(microseconds(stats.frozen));
-    dump.set_memdump_time(microseconds(phase(stats, "write")));
-    dump.set_memwrite_time(microseconds(phase(stats, "write")));
+    const auto writing = phase(stats, "write") + phase(stats, "copies");
+    dump.set_memdump_time(microseconds(writing));
+    dump.set_memwrite_time(microseconds(writing));
     dump.set_pages_scanned(stats.pages_scanned);
     dump.set_pages_skipped_parent(0);
     dump.set_pages_written(stats.pages_written);
@@ -433,11 +479,7 @@ Result<void> write_stats(int dir_fd, const CheckpointStats& stats) {
     dump.set_shpages_scanned(stats.shared_pages_scanned);
     dump.set_shpages_skipped_parent(0);
     dump.set_shpages_written(stats.shared_pages_written);
-    ScopedFd copy(fcntl(dir_fd, F_DUPFD_CLOEXEC, 0));
-    if (!copy)
-        return fail_errno("image directory", "cannot use its descriptor");
-    return images::ImageDir::adopt(std::move(copy), "image")
-        .write_one(images::ImageType::kStatsDump, 0, entry);
+    return dir.write_one(images::ImageType::kStatsDump, 0, entry);
 }
 
 Result<SeizedForest> seize(const CheckpointRequest& request, Steps& steps) {
@@ -485,24 +527,60 @@ Result<std::set<std::string>> all_externals(const CheckpointRequest& request,
 
 }  // namespace
 
+// The members end in the reverse order: copies, then devices are given back, then the tasks go on.
+class HeldForest::Impl {
+  public:
+    Impl(SeizedForest held, HeldDevices held_devices)
+        : forest(std::move(held)), devices(std::move(held_devices)) {
+        devices.standing(forest);
+    }
+
+    SeizedForest forest;
+    HeldDevices devices;
+    std::vector<pid_t> pids;
+    std::optional<Clock::time_point> deadline;
+    unsigned memory_threads = 0;
+    bool digests = false;
+    std::unique_ptr<ImageMemory> memory;  // where it goes on
+};
+
 HeldForest::HeldForest(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 HeldForest::HeldForest(HeldForest&&) noexcept = default;
 HeldForest& HeldForest::operator=(HeldForest&&) noexcept = default;
 HeldForest::~HeldForest() = default;
 
-const std::vector<pid_t>& HeldForest::pids() const { return impl_->pids_; }
+const std::vector<pid_t>& HeldForest::pids() const { return impl_->pids; }
 
 Result<void> HeldForest::resume() {
-    impl_->pids_.clear();
-    auto devices = impl_->devices_.resume();
-    CKPT_TRY(impl_->forest_.release());
+    impl_->pids.clear();
+    auto devices = impl_->devices.resume();
+    CKPT_TRY(impl_->forest.release());
+    if (impl_->memory)
+        impl_->memory->copies.leave_cgroup();
     return devices;
 }
 
 Result<void> HeldForest::kill() {
-    impl_->pids_.clear();
-    impl_->devices_.abandon();
-    return impl_->forest_.kill_all();
+    impl_->pids.clear();
+    impl_->devices.abandon();
+    return impl_->forest.kill_all();
+}
+
+Result<void> HeldForest::finish(Steps& caller_steps, CheckpointStats& stats) {
+    const auto memory = std::exchange(impl_->memory, nullptr);
+    if (!memory)
+        return {};
+    TimedSteps steps(caller_steps, impl_->deadline);
+    const auto start = Clock::now();
+    if (memory->pages.bytes_later() != 0) {
+        CKPT_TRY(steps.enter("checkpoint.copies"));
+        CKPT_TRY(memory->pages.run_later(steps, impl_->memory_threads));
+    }
+    memory->copies = {};
+    if (impl_->digests)
+        stats.digests = memory->pages.digests();
+    stats.phases.push_back({"copies", Clock::now() - start});
+    return write_stats(memory->dir, stats);
 }
 
 Result<HeldForest> checkpoint(const CheckpointRequest& request, Steps& caller_steps,
@@ -540,8 +618,18 @@ Result<HeldForest> checkpoint(const CheckpointRequest& request, Steps& caller_st
         CKPT_TRY(request.plugins->complete(deadline_of(request)));
     finish_phase("write");
     stats.frozen = Clock::now() - frozen;
-    CKPT_TRY(write_stats(request.image_dir_fd, stats));
-    return HeldForest(std::make_unique<HeldForest::Impl>(std::move(forest), std::move(held_devices), std::move(pids)));
+    auto memory = dump.take_memory();
+    if (!request.goes_on) {
+        CKPT_TRY(write_stats(memory->dir, stats));
+        memory.reset();
+    }
+    auto held = std::make_unique<HeldForest::Impl>(std::move(forest), std::move(held_devices));
+    held->pids = std::move(pids);
+    held->deadline = request.deadline;
+    held->memory_threads = request.memory_threads;
+    held->digests = request.digests;
+    held->memory = std::move(memory);
+    return HeldForest(std::move(held));
 }
 
 }  // namespace checkpointd

@@ -26,6 +26,7 @@
 #include "core/base/io.h"
 #include "core/checkpoint/bare_process_test_util.h"
 #include "core/checkpoint/checkpoint.h"
+#include "core/checkpoint/page_in_image_test_util.h"
 #include "core/kernel/page_scan.h"
 #include "core/kernel/proc_status.h"
 #include "core/kernel/proc_task.h"
@@ -138,24 +139,8 @@ class Checkpoint : public testing::Test {
     images::mm_entry mm(pid_t pid) {
         return *dir.read_one<images::mm_entry>(ImageType::kMm, static_cast<uint64_t>(pid));
     }
-    // The page at `address` as the image holds it; empty where it has none.
     std::string page(ImageType type, uint64_t id, uint64_t address) {
-        auto reader = dir.open_image(type, id);
-        EXPECT_TRUE(reader);
-        auto head = reader->expect<images::pagemap_head>();
-        uint64_t offset = 0;
-        auto entries = reader->rest<images::pagemap_entry>();
-        EXPECT_TRUE(entries);
-        for (const auto& entry : *entries) {
-            uint64_t size = entry.nr_pages() * kPageSize;
-            if (address >= entry.vaddr() && address < entry.vaddr() + size) {
-                auto pages = read_file(
-                    dir.fd(), images::image_name(ImageType::kPages, head->pages_id()), 1u << 30);
-                return pages->substr(offset + address - entry.vaddr(), kPageSize);
-            }
-            offset += size;
-        }
-        return {};
+        return page_in_image(dir, type, id, address);
     }
 };
 

@@ -14,6 +14,7 @@
 
 #include "core/base/sanitizer_test_util.h"
 #include "core/inject/dead_bytes.h"
+#include "core/inject/forked_copy.h"
 #include "core/inject/remote_syscalls.h"
 #include "core/inject/seize.h"
 #include "core/inject/target_test_util.h"
@@ -52,6 +53,11 @@ void inject_everywhere(pid_t pid, StubPlace place, const std::function<void(cons
                 !remote->close())
                 _exit(102);
         }
+    for (SeizedProcess& process : forest->processes()) {
+        Result<ForkedCopy> copy = ForkedCopy::make(process, options);
+        if (!copy && copy.error().kind != ErrorKind::kUnsupported)  // where its filter forbids it
+            _exit(103);
+    }
 }
 
 pid_t start_injector(const std::function<void()>& work) {
@@ -80,6 +86,8 @@ class Injection : public ::testing::TestWithParam<Kind> {
 
     void expect_untouched() {
         EXPECT_EQ(target_.complaint(), "");
+        EXPECT_TRUE(Target::eventually([&] { return target_.relatives().empty(); }))
+            << "a process that an injector made is left: " << target_.relatives();
         EXPECT_EQ(target_.status("TracerPid"), "0");
         EXPECT_TRUE(Target::eventually([&] { return target_.status("SigBlk") == mask_; }))
             << target_.status("SigBlk") << " was " << mask_;

@@ -8,41 +8,40 @@
 #include <linux/audit.h>
 #include <linux/ptrace.h>
 #include <optional>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
+#include <utility>
 #include <vector>
 
 #include "core/arch/x86_64/restart.h"
 #include "core/arch/x86_64/stub.h"
 #include "core/inject/dead_bytes.h"
 #include "core/inject/seccomp_filter.h"
+#include "core/inject/syscall_stops.h"
 #include "core/kernel/page_scan.h"
 #include "core/kernel/proc_maps.h"
+#include "core/kernel/proc_task.h"
 
 namespace checkpointd {
 namespace {
 
 constexpr uint64_t kAllSignals = ~uint64_t{0};
-constexpr uint64_t kSyscallSize = 2;
-constexpr int kMaxErrno = 4095;
 
-user_regs_struct with_call(user_regs_struct regs, uint64_t stub, long nr,
-                           const std::array<RemoteArg, 6>& args) {
-    regs.rip = stub;
-    regs.orig_rax = ~uint64_t{0};  // the kernel must not see an interrupted call here
-    regs.rax = static_cast<uint64_t>(nr);
-    regs.rdi = args[0].value;
-    regs.rsi = args[1].value;
-    regs.rdx = args[2].value;
-    regs.r10 = args[3].value;
-    regs.r8 = args[4].value;
-    regs.r9 = args[5].value;
-    return regs;
+RawArgs raw(const std::array<RemoteArg, 6>& args) {
+    RawArgs out{};
+    for (size_t i = 0; i < args.size(); ++i)
+        out[i] = args[i].value;
+    return out;
 }
 
 // rt_sigprocmask(2) that neither sets nor asks: the one call the stub makes anyway.
 const std::array<RemoteArg, 6> kHarmlessArgs{0, 0, 0, 8};
+
+// clone(2) with its memory and no exit signal, on the same stack, which it never uses.
+constexpr RawArgs kHelper{CLONE_VM};
 
 // The low end of the main stack if it is far below the stack pointer; 0 if there is none.
 Result<uint64_t> unused_stack(const SeizedProcess& process) {
@@ -66,6 +65,7 @@ class RemoteSyscalls::Impl {
 
     Result<void> open();
     Result<uint64_t> call(long nr, const std::array<RemoteArg, 6>& args);
+    Result<void> with_helper(const HelperUse& use);
     Result<uint64_t> scratch();
     Result<void> close();
     const SeizedProcess& process() const { return process_; }
@@ -86,10 +86,17 @@ class RemoteSyscalls::Impl {
     Result<void> load_filters();
     bool allowed(long nr, const std::array<RemoteArg, 6>& args) const;
     Result<void> suspend_filters();
+    unsigned options(unsigned more = 0) const {
+        return PTRACE_O_TRACESYSGOOD | (suspended_ ? unsigned{PTRACE_O_SUSPEND_SECCOMP} : 0u) | more;
+    }
+    Result<void> check_children() const;
+    Result<void> make_helper(const HelperUse& use);
+    Result<void> use_helper(pid_t helper, const HelperUse& use);
     Result<void> put_stub();
     Result<void> enter_stub();
-    Result<int> wait_stop();
-    Result<void> run_to(SyscallStop wanted);
+    template <typename T>
+    Result<T> unless_gone(Result<T> result);
+    Result<user_regs_struct> run_call();
     Result<void> to_event_stop();
     Result<uint64_t> find_scratch();
     Result<void> drop_scratch();
@@ -166,7 +173,7 @@ Result<void> RemoteSyscalls::Impl::put_stub() {
 Result<void> RemoteSyscalls::Impl::enter_stub() {
     step("enter stub");
     CKPT_TRY(ptrace_set_regs(tid_,
-                             with_call(thread_.regs(), stub_, SYS_rt_sigprocmask, kHarmlessArgs)));
+                             with_call(thread_.regs(), stub_, SYS_rt_sigprocmask, raw(kHarmlessArgs))));
     where_ = Where::kEventStop;
     step("block signals");
     return ptrace_set_sigmask(tid_, kAllSignals);
@@ -180,35 +187,20 @@ Result<void> RemoteSyscalls::Impl::open() {
     return enter_stub();
 }
 
-// The status of the next stop.
-Result<int> RemoteSyscalls::Impl::wait_stop() {
-    int status = 0;
-    pid_t got = 0;
-    do
-        got = waitpid(tid_, &status, __WALL);
-    while (got < 0 && errno == EINTR);
-    if (got == tid_ && WIFSTOPPED(status))
-        return status;
-    where_ = Where::kOutside;
-    return fail(ErrorKind::kGone, object(), "died while it was asked");
+// A task that died is outside of everything.
+template <typename T>
+Result<T> RemoteSyscalls::Impl::unless_gone(Result<T> result) {
+    if (!result && result.error().kind == ErrorKind::kGone)
+        where_ = Where::kOutside;
+    return result;
 }
 
-// Continues to the next entry or exit of a system call. SIGSTOP cannot be blocked: it is let through, and the
-// group-stop that follows is stepped over; detaching brings it back (kernel/ptrace.c, __ptrace_unlink).
-Result<void> RemoteSyscalls::Impl::run_to(SyscallStop wanted) {
-    for (int signal = 0;;) {
-        step("run");
-        CKPT_TRY(ptrace_syscall(tid_, signal));
-        CKPT_ASSIGN(int status, wait_stop());
-        signal = 0;
-        if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
-            CKPT_ASSIGN(SyscallStop stop, ptrace_syscall_stop(tid_));
-            if (stop == wanted)
-                return {};
-        } else if (status >> 16 == 0) {
-            signal = WSTOPSIG(status);
-        }
-    }
+// Makes the call that stands in the registers.
+Result<user_regs_struct> RemoteSyscalls::Impl::run_call() {
+    CKPT_ASSIGN(user_regs_struct regs,
+                unless_gone(make_call(tid_, object(), [this] { step("run"); })));
+    where_ = Where::kSyscallExit;
+    return regs;
 }
 
 Result<uint64_t> RemoteSyscalls::Impl::call(long nr, const std::array<RemoteArg, 6>& args) {
@@ -217,20 +209,70 @@ Result<uint64_t> RemoteSyscalls::Impl::call(long nr, const std::array<RemoteArg,
     if (!allowed(nr, args))
         CKPT_TRY(suspend_filters());
     step("set call");
-    CKPT_TRY(ptrace_set_regs(tid_, with_call(thread_.regs(), stub_, nr, args)));
-    CKPT_TRY(run_to(SyscallStop::kEntry));
-    user_regs_struct regs{};
-    do {
-        CKPT_TRY(run_to(SyscallStop::kExit));
-        where_ = Where::kSyscallExit;
-        CKPT_ASSIGN(regs, ptrace_get_regs(tid_));
-    } while (restart_kind(regs) != 0);
-    auto value = static_cast<int64_t>(regs.rax);
-    if (value < 0 && value >= -kMaxErrno)
-        return tl::unexpected(Error{ErrorKind::kSystem, object(),
-                                    fmt::format("system call {} made in it failed", nr), {},
-                                    static_cast<int>(-value), {}});
-    return regs.rax;
+    CKPT_TRY(ptrace_set_regs(tid_, with_call(thread_.regs(), stub_, nr, raw(args))));
+    CKPT_ASSIGN(user_regs_struct regs, run_call());
+    return answer_of(regs, nr, object());
+}
+
+// Kills and reaps a traced child. Its parent hears of it only when we have.
+class TracedChild {
+  public:
+    explicit TracedChild(pid_t pid) : pid_(pid) {}
+    TracedChild(const TracedChild&) = delete;
+    TracedChild& operator=(const TracedChild&) = delete;
+    ~TracedChild() { kill_traced(pid_); }
+
+  private:
+    pid_t pid_;
+};
+
+// It is born without EXITKILL, which its maker must not have; until it has it, our death lets it run to its own end.
+Result<void> RemoteSyscalls::Impl::use_helper(pid_t pid, const HelperUse& use) {
+    const TracedChild child(pid);
+    CKPT_TRY(next_stop(pid, fmt::format("helper of {}", object())));
+    step("bind helper");
+    CKPT_TRY(ptrace_set_options(pid, options(PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE)));
+    step("use helper");
+    CKPT_ASSIGN(user_regs_struct regs, ptrace_get_regs(pid));
+    return use({pid, stub_, regs});
+}
+
+Result<void> RemoteSyscalls::Impl::make_helper(const HelperUse& use) {
+    step("set clone");
+    CKPT_TRY(ptrace_set_regs(tid_, with_call(thread_.regs(), stub_ + kCloneEntry, SYS_clone, kHelper)));
+    CKPT_ASSIGN(user_regs_struct regs, run_call());
+    CKPT_ASSIGN(uint64_t helper, answer_of(regs, SYS_clone, object()));
+    Result<void> used = use_helper(static_cast<pid_t>(helper), use);
+    step("wait for helper");
+    CKPT_TRY(run_call());  // waitid, by the stub itself
+    return used;
+}
+
+Result<void> RemoteSyscalls::Impl::with_helper(const HelperUse& use) {
+    if (where_ == Where::kOutside)
+        return fail(ErrorKind::kGone, object(), "died or was let go");
+    CKPT_TRY(check_children());
+    // Should we die, the stub makes it by itself, and no filter is suspended any more.
+    if (!allowed(SYS_waitid, {P_PID, 1, 0, WEXITED | unsigned{__WALL}, 0, 0}))
+        return fail(ErrorKind::kUnsupported, object(), "its seccomp filter forbids waitid");
+    if (!allowed(SYS_clone, {CLONE_VM}) || !allowed(SYS_clone, {}) ||
+        !allowed(SYS_close_range, {0, ~0u, 0}))
+        CKPT_TRY(suspend_filters());
+    CKPT_TRY(ptrace_set_options(tid_, options(PTRACE_O_TRACECLONE)));
+    Result<void> used = make_helper(use);
+    CKPT_TRY(ptrace_set_options(tid_, options()));
+    return used;
+}
+
+// The kernel answers with numbers of the task's PID namespace, and the first process of a new one is its init.
+Result<void> RemoteSyscalls::Impl::check_children() const {
+    CKPT_ASSIGN(uint64_t ours, read_namespace_id(getpid(), "pid"));
+    for (const char* name : {"pid", "pid_for_children"}) {
+        CKPT_ASSIGN(uint64_t its, read_namespace_id(tid_, name));
+        if (its != ours)
+            return fail(ErrorKind::kUnsupported, object(), "its children live in another PID namespace");
+    }
+    return {};
 }
 
 // The lowest page of the main stack has hardly ever been touched. If it has, it lies far below the stack
@@ -279,7 +321,7 @@ Result<void> RemoteSyscalls::Impl::to_event_stop() {
     for (int signal = 0;;) {
         step("leave call");
         CKPT_TRY(ptrace_cont(tid_, signal));
-        CKPT_ASSIGN(int status, wait_stop());
+        CKPT_ASSIGN(int status, unless_gone(next_stop(tid_, object())));
         if (status >> 16 == PTRACE_EVENT_STOP)
             return {};
         signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
@@ -302,9 +344,8 @@ Result<void> RemoteSyscalls::Impl::close() {
         CKPT_TRY(drop_scratch());
         CKPT_TRY(leave_stub());
     }
-    if (suspended_)
-        CKPT_TRY(ptrace_set_options(tid_, PTRACE_O_TRACESYSGOOD));
-    suspended_ = false;
+    if (std::exchange(suspended_, false))
+        CKPT_TRY(ptrace_set_options(tid_, options()));
     if (stub_ == 0)
         return {};
     step("wipe stub");
@@ -337,6 +378,10 @@ Result<RemoteSyscalls> RemoteSyscalls::open(SeizedProcess& process, SeizedThread
 
 Result<uint64_t> RemoteSyscalls::call(long nr, std::array<RemoteArg, 6> args) {
     return impl_->call(nr, args);
+}
+
+Result<void> RemoteSyscalls::with_helper(const HelperUse& use) {
+    return impl_->with_helper(use);
 }
 
 Result<uint64_t> RemoteSyscalls::scratch() { return impl_->scratch(); }

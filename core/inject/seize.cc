@@ -130,6 +130,9 @@ Result<bool> lead_home(const SeizedProcess& process, pid_t tid, user_regs_struct
     std::optional<uint64_t> place = stub_place_of(regs.rip);
     if (!place || !process.read_memory(*place, bytes, sizeof(bytes)) || !looks_like_stub(bytes))
         return false;
+    if (is_with_child(*place, regs))
+        return fail(ErrorKind::kConflict, name_of(process.pid, tid),
+                    "is on its way out of a checkpoint that was killed", "try again");
     std::optional<WayHome> home = way_home(bytes, *place, regs);
     if (!home)
         return false;

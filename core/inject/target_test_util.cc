@@ -10,6 +10,7 @@
 #include <cstring>
 #include <ctime>
 #include <fcntl.h>
+#include <filesystem>
 #include <fstream>
 #include <linux/filter.h>
 #include <linux/futex.h>
@@ -26,6 +27,10 @@
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
+
+#include "core/kernel/proc_maps.h"
+#include "core/kernel/proc_status.h"
+#include "core/kernel/proc_task.h"
 
 namespace checkpointd::testing {
 namespace {
@@ -245,6 +250,20 @@ void install_strict_filter(bool with_ppoll) {
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }
 
+// Of what is mapped there; 0 where nothing is.
+uint64_t inode_at(pid_t pid, uint64_t address) {
+    auto maps = read_maps(pid);
+    if (maps)
+        for (const ProcMapping& mapping : *maps)
+            if (mapping.start == address)
+                return mapping.inode;
+    return 0;
+}
+
+uint64_t inode_at(pid_t pid, const void* address) {
+    return inode_at(pid, reinterpret_cast<uint64_t>(address));
+}
+
 // Returns when thread 0 has done one more round than it had when `act` was called.
 void wake_by(Target& target, const std::function<void(Shared&)>& act) {
     Shared& shared = target.shared();
@@ -297,6 +316,7 @@ Target::Target(const std::function<void(Shared&)>& body, unsigned threads) {
     if (pipe2(shared_->pipe_fd, O_CLOEXEC) != 0)
         std::abort();
     shared_->event_fd = eventfd(0, EFD_CLOEXEC);
+    inode_ = inode_at(getpid(), shared_);
     pid_ = fork();
     if (pid_ == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -337,6 +357,24 @@ std::string Target::maps() const {
     std::stringstream text;
     text << file.rdbuf();
     return text.str();
+}
+
+uint64_t Target::inode_of(uint64_t address) const { return inode_at(pid_, address); }
+
+std::string Target::relatives() const {
+    std::string found;
+    auto children = read_children(pid_);
+    for (size_t i = 0; children && i < children->size(); ++i)
+        found += "child " + std::to_string(children->at(i)) + " ";
+    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+        pid_t pid = std::atoi(entry.path().filename().c_str());
+        auto status = read_status(pid);
+        if (pid == pid_ || pid == getpid() || !status || status->name != program_invocation_short_name)
+            continue;
+        if (inode_at(pid, shared_) == inode_)
+            found += "copy " + std::to_string(pid) + " ";
+    }
+    return found;
 }
 
 void Target::settle() const {

@@ -44,13 +44,18 @@ class Target {
     std::string maps() const;
     // A field of /proc/PID/status ("TracerPid", "SigBlk", "State").
     std::string status(const std::string& field) const;
-    // Waits until `condition`, at most 5 s.
+    // Of the file that is mapped at an address of it; 0 where nothing is.
+    uint64_t inode_of(uint64_t address) const;
+    // Its children, dead or alive, and whoever else has its memory: what injectors made. The test itself is not told.
+    std::string relatives() const;
     // Waits until it sleeps where it is meant to, or spins.
     void settle() const;
+    // Waits until `condition`, at most 5 s.
     static bool eventually(const std::function<bool()>& condition);
 
   private:
     Shared* shared_;
+    uint64_t inode_ = 0;  // of that memory
     pid_t pid_;
 };
 

@@ -93,9 +93,9 @@ Result<std::vector<pid_t>> sorted_ids(const std::string& path, const char* file)
     return ids;
 }
 
-Result<void> write_flag(const std::string& file, const char* value) {
+Result<void> write_flag(const std::string& file, std::string_view value) {
     CKPT_ASSIGN(ScopedFd fd, open_at(AT_FDCWD, file, O_WRONLY));
-    return write_all(fd.get(), value, 1, file);
+    return write_all(fd.get(), value.data(), value.size(), file);
 }
 
 // Success also where the cgroup has gone: before its file was opened, or since.
@@ -217,6 +217,10 @@ Result<void> CgroupFreeze::thaw() {
     if (!std::exchange(active_, false) || was_frozen_)
         return {};
     return thaw_cgroup(path_);
+}
+
+Result<void> move_to_cgroup(pid_t pid, const std::string& path) {
+    return write_flag(path + "/cgroup.procs", std::to_string(pid));
 }
 
 Result<void> thaw_cgroup(const std::string& path) {

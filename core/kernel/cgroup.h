@@ -24,6 +24,9 @@ Result<std::string> cgroup2_of(pid_t pid);
 Result<std::vector<pid_t>> cgroup_processes(const std::string& path);
 Result<std::vector<pid_t>> cgroup_threads(const std::string& path);
 
+// Puts a process with all its threads into a cgroup.
+Result<void> move_to_cgroup(pid_t pid, const std::string& path);
+
 // Keeps a cgroup frozen (cgroup.freeze) as long as it lives; thaws when destroyed. A cgroup that was frozen
 // before by somebody else stays as it was. Should this process die, the cgroup stays frozen: whoever uses
 // this journals it first.

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <csignal>
 #include <fcntl.h>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <sys/prctl.h>
@@ -13,6 +14,7 @@
 
 #include "core/kernel/cgroup.h"
 #include "core/kernel/pidfd.h"
+#include "core/kernel/room.h"
 #include "core/kernel/same_cpu.h"
 
 namespace checkpointd {
@@ -55,6 +57,34 @@ TEST(Cgroup, BindMountOfASubtreeIsNotTheTree) {
     ASSERT_FALSE(result);
     EXPECT_EQ(result.error().kind, ErrorKind::kNotFound);
     EXPECT_FALSE(parse_cgroup2_mount_point("29 24 0:25 / / rw - ext4 /dev/sda rw\n"));
+}
+
+// Files of the same names and contents as the kernel's.
+TEST(Room, IsWhatTheNarrowestGroupLeaves) {
+    char top[] = "/tmp/doors_test.XXXXXX";
+    ASSERT_NE(mkdtemp(top), nullptr);
+    std::string slice = std::string(top) + "/x.slice", unit = slice + "/y.service";
+    std::filesystem::create_directories(unit);
+    auto put = [](const std::string& file, const std::string& text) { std::ofstream(file) << text; };
+    EXPECT_EQ(cgroup_room(unit, top), Room{});
+    put(unit + "/memory.max", "max\n");
+    put(unit + "/pids.max", "10\n");
+    put(unit + "/pids.current", "7\n");
+    put(slice + "/memory.max", "1000\n");
+    put(slice + "/memory.high", "900\n");
+    put(slice + "/memory.current", "800\n");
+    EXPECT_EQ(cgroup_room(unit, top), (Room{100, 3}));
+    put(slice + "/memory.stat", "anon 200\nfile 600\nkernel 0\nshmem 50\n");
+    EXPECT_EQ(cgroup_room(unit, top), (Room{650, 3})) << "the page cache can be dropped, but for shmem";
+    put(slice + "/memory.current", "2000\n");
+    EXPECT_EQ(cgroup_room(unit, top), (Room{0, 3}));
+    std::filesystem::remove_all(top);
+}
+
+TEST(Room, AvailableMemory) {
+    EXPECT_EQ(*parse_available_memory("MemTotal:  9 kB\nMemAvailable:     4 kB\n"), 4096u);
+    EXPECT_FALSE(parse_available_memory("MemTotal:  9 kB\n"));
+    EXPECT_GT(*available_memory(), 1u << 20);
 }
 
 TEST(Cgroup, FreezesThawsAndListsWhatIsBelow) {

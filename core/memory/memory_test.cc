@@ -64,6 +64,7 @@ class Victim {
     }
     pid_t pid() const { return pid_; }
     int mem() const { return mem_.get(); }
+    ProcessSource source() const { return {pid_, mem_.get()}; }
     PageRun run(size_t first, size_t last) const {
         auto base = reinterpret_cast<uint64_t>(base_);
         return {base + first * kPageSize, base + last * kPageSize};
@@ -112,7 +113,7 @@ TEST_F(Memory, ContentOfRunsProtectedPagesIncluded) {
                                           {victim.run(6, 7), true},
                                           {victim.run(7, 8), false},
                                           {victim.run(100, 5000), false}};
-        ASSERT_TRUE(images.add_process(42, victim.pid(), victim.mem(), segments));
+        ASSERT_TRUE(images.add_process(42, victim.source(), segments));
         Progress progress;
         auto done = images.run(progress, threads);
         ASSERT_TRUE(done) << done.error().line();
@@ -140,7 +141,7 @@ TEST_F(Memory, ManySinglePages) {
     std::vector<PageSegment> segments;
     for (size_t page = 0; page < 3000; page += 2)
         segments.push_back({victim.run(page, page + 1), false});
-    ASSERT_TRUE(images.add_process(1, victim.pid(), victim.mem(), segments));
+    ASSERT_TRUE(images.add_process(1, victim.source(), segments));
     auto done = images.run(silent, 2);
     ASSERT_TRUE(done) << done.error().line();
     std::string content = pages(1);
@@ -152,7 +153,7 @@ TEST_F(Memory, ManySinglePages) {
 TEST_F(Memory, UnmappedAddressIsAnError) {
     Victim victim(10);
     PageImages images(dir);
-    ASSERT_TRUE(images.add_process(1, victim.pid(), victim.mem(),
+    ASSERT_TRUE(images.add_process(1, victim.source(),
                                    {{victim.run(0, 2), false}, {{0x10000, 0x11000}, false}}));
     auto done = images.run(silent, 2);
     ASSERT_FALSE(done);
@@ -165,19 +166,53 @@ TEST_F(Memory, DeadProcessIsGone) {
         _exit(0);
     waitpid(gone, nullptr, 0);
     PageImages images(dir);
-    ASSERT_TRUE(images.add_process(1, gone, -1, {{{0x10000, 0x11000}, false}}));
+    ASSERT_TRUE(images.add_process(1, {gone, -1}, {{{0x10000, 0x11000}, false}}));
     auto done = images.run(silent);
     ASSERT_FALSE(done);
     EXPECT_EQ(done.error().kind, ErrorKind::kGone);
+}
+
+// What a copy holds is moved later, to its place between the rest.
+TEST_F(Memory, TwoSourcesOfOneFile) {
+    Victim mixed(2500), copied(10);
+    PageImages images(dir);
+    auto with_copy = [](Victim& victim) {
+        ProcessSource source = victim.source();
+        source.copy = victim.pid();
+        source.copy_mem_fd = victim.mem();
+        return source;
+    };
+    ASSERT_TRUE(images.add_process(1, with_copy(mixed),
+                                   {{mixed.run(0, 1000), false, true},
+                                    {mixed.run(1000, 1003), false, false},
+                                    {mixed.run(1003, 2500), true, true}}));
+    ASSERT_TRUE(images.add_process(2, with_copy(copied), {{copied.run(0, 10), false, true}}));
+    images.want_digests();
+    Progress progress;
+    ASSERT_TRUE(images.run(progress, 2));
+    EXPECT_EQ(progress.most, 3 * kPageSize);
+    EXPECT_EQ(progress.of, 2510 * kPageSize);
+    EXPECT_EQ(pages(1)[0], 0) << "page 1 is for later";
+    EXPECT_EQ(static_cast<unsigned char>(pages(1)[1001 * kPageSize]), 1001 % 251);
+    EXPECT_EQ(images.bytes_later(), 2507 * kPageSize);
+    ASSERT_TRUE(images.run_later(progress, 2));
+    EXPECT_EQ(progress.most, 2510 * kPageSize);
+    std::string content = pages(1);
+    ASSERT_EQ(content.size(), 2500 * kPageSize);
+    for (size_t i = 0; i < 2500; ++i)
+        ASSERT_EQ(static_cast<unsigned char>(content[i * kPageSize]), i % 251) << i;
+    auto digests = images.digests();
+    ASSERT_EQ(digests.size(), 1u) << "of what came from one place alone";
+    EXPECT_EQ(digests[0], *images::digest_file(dir, digests[0].name, 1));
 }
 
 // Two processes, one of them with more than one digest's chunk, moved by two threads.
 TEST_F(Memory, DigestsAreThoseOfTheFiles) {
     Victim large(2500), small(10);
     PageImages images(dir);
-    ASSERT_TRUE(images.add_process(1, large.pid(), large.mem(),
+    ASSERT_TRUE(images.add_process(1, large.source(),
                                    {{large.run(0, 7), false}, {large.run(100, 2500), false}}));
-    ASSERT_TRUE(images.add_process(2, small.pid(), small.mem(), {{small.run(0, 3), false}}));
+    ASSERT_TRUE(images.add_process(2, small.source(), {{small.run(0, 3), false}}));
     images.want_digests();
     ASSERT_TRUE(images.run(silent, 2));
     auto digests = images.digests();

@@ -92,21 +92,45 @@ Result<int> PageImages::start(images::ImageWriter& pagemap, std::string& name) {
     return files_.back().get();
 }
 
-Result<void> PageImages::add_process(pid_t image_pid, pid_t pid, int mem_fd,
+Result<void> PageImages::add_process(pid_t image_pid, const ProcessSource& source,
                                      const std::vector<PageSegment>& segments) {
     CKPT_ASSIGN(images::ImageWriter pagemap,
                 dir_.create(images::ImageType::kPagemap, static_cast<uint64_t>(image_pid)));
     std::string name;
     CKPT_ASSIGN(int out, start(pagemap, name));
-    std::vector<PageRun> runs;
+    uint64_t pages = 0;
     for (const PageSegment& segment : joined(segments)) {
         CKPT_TRY(write_entry(pagemap, segment));
-        runs.push_back(segment.run);
-        process_pages_ += segment.run.pages();
+        pages += segment.run.pages();
     }
-    CKPT_TRY(make_room(out, size_of(runs), name));
-    pump_.add({pid, mem_fd, fmt::format("pid {}", pid)}, runs, out, name);
+    process_pages_ += pages;
+    CKPT_TRY(make_room(out, pages * kPageSize, name));
+    add_pages(source, segments, {out, name});
     return pagemap.finish();
+}
+
+// Stretches that come from the same place; most often that is all of it.
+void PageImages::add_pages(const ProcessSource& source, const std::vector<PageSegment>& segments,
+                           const Output& out) {
+    auto later = [&](const PageSegment& segment) { return source.copy != 0 && segment.forks; };
+    const PageSource now{source.pid, source.mem_fd, fmt::format("pid {}", source.pid)};
+    const PageSource copy{source.copy, source.copy_mem_fd, fmt::format("copy of pid {}", source.pid)};
+    uint64_t offset = 0;
+    for (auto next = segments.begin(); next != segments.end();) {
+        const bool is_later = later(*next);
+        std::vector<PageRun> runs;
+        for (; next != segments.end() && later(*next) == is_later; ++next) {
+            if (!runs.empty() && runs.back().end == next->run.start)
+                runs.back().end = next->run.end;
+            else
+                runs.push_back(next->run);
+        }
+        PagePump& pump = is_later ? later_ : pump_;
+        if (offset == 0 && next == segments.end())
+            return pump.add(is_later ? copy : now, runs, out.fd, out.name);
+        pump.add_part(is_later ? copy : now, runs, out.fd, out.name, offset);
+        offset += size_of(runs);
+    }
 }
 
 Result<void> PageImages::add_shared(uint64_t shmid, int fd, uint64_t size) {
@@ -140,12 +164,27 @@ Result<void> PageImages::add_shared(uint64_t shmid, int fd, uint64_t size) {
     return pagemap.finish();
 }
 
+void PageImages::want_digests() {
+    pump_.want_digests();
+    later_.want_digests();
+}
+
 std::vector<images::FileDigest> PageImages::digests() const {
     auto known = pump_.digests();
+    auto more = later_.digests();
+    known.insert(known.end(), more.begin(), more.end());
     std::erase_if(known, [this](const images::FileDigest& file) { return with_tail_.contains(file.name); });
     return known;
 }
 
-Result<void> PageImages::run(Steps& steps, unsigned threads) { return pump_.run(steps, threads); }
+Result<void> PageImages::run(Steps& steps, unsigned threads) {
+    pump_.count_from(0, bytes());
+    return pump_.run(steps, threads);
+}
+
+Result<void> PageImages::run_later(Steps& steps, unsigned threads) {
+    later_.count_from(pump_.bytes(), bytes());
+    return later_.run(steps, threads);
+}
 
 }  // namespace checkpointd

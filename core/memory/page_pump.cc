@@ -141,6 +141,13 @@ class PumpRun {
         auto last = reported_.load();
         bool due = now - last > 5'000'000 || done == pump_.bytes_;
         if (due && reported_.compare_exchange_strong(last, now))
+            tell(done);
+    }
+
+    void tell(uint64_t done) {
+        if (pump_.counted_)
+            steps_.moved(pump_.counted_->done + done, pump_.counted_->total);
+        else
             steps_.moved(done, pump_.bytes_);
     }
 
@@ -155,7 +162,7 @@ class PumpRun {
 };
 
 void PagePump::start_chunk(uint64_t out_offset) {
-    if (out_offset % images::kDigestChunk == 0)
+    if ((out_offset - targets_.back().begin) % images::kDigestChunk == 0)
         batches_.push_back({static_cast<uint32_t>(targets_.size() - 1), chunks_.size(), 0, 0});
     ++batches_.back().chunks;
     chunks_.push_back({static_cast<uint32_t>(sources_.size() - 1), ranges_.size(), 0, 0, out_offset});
@@ -163,11 +170,20 @@ void PagePump::start_chunk(uint64_t out_offset) {
 
 void PagePump::add(const PageSource& source, const std::vector<PageRun>& runs, int out_fd,
                    const std::string& out_object) {
+    add_runs(source, runs, {out_fd, out_object, true, 0});
+}
+
+void PagePump::add_part(const PageSource& source, const std::vector<PageRun>& runs, int out_fd,
+                        const std::string& out_object, uint64_t out_offset) {
+    add_runs(source, runs, {out_fd, out_object, false, out_offset});
+}
+
+void PagePump::add_runs(const PageSource& source, const std::vector<PageRun>& runs, Target target) {
     if (runs.empty())
         return;
-    uint64_t out_offset = 0;
+    uint64_t out_offset = target.begin;
     sources_.push_back(source);
-    targets_.push_back({out_fd, out_object});
+    targets_.push_back(std::move(target));
     start_chunk(out_offset);
     for (PageRun run : runs) {
         while (run.start < run.end) {
@@ -188,6 +204,8 @@ void PagePump::add(const PageSource& source, const std::vector<PageRun>& runs, i
 std::vector<images::FileDigest> PagePump::digests() const {
     std::vector<images::FileDigest> files;
     for (const Batch& batch : batches_) {
+        if (!targets_[batch.target].whole)
+            continue;
         const Chunk& last = chunks_[batch.first_chunk + batch.chunks - 1];
         if (last.out_offset < images::kDigestChunk)
             files.push_back({targets_[batch.target].object, 0, {}});

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -31,10 +32,15 @@ class PagePump {
     // Pages of `runs`, one after the other, are all that the file `out_fd` is to hold.
     void add(const PageSource& source, const std::vector<PageRun>& runs, int out_fd,
              const std::string& out_object);
+    // They are a part of the file, from `out_offset` on. Such a file has no digests.
+    void add_part(const PageSource& source, const std::vector<PageRun>& runs, int out_fd,
+                  const std::string& out_object, uint64_t out_offset);
     // Of all files, with their objects as names, while their pages pass by. To be asked for before run().
     void want_digests() { wants_digests_ = true; }
     std::vector<images::FileDigest> digests() const;
     uint64_t bytes() const { return bytes_; }
+    // Progress counts on from there: others have moved `done` bytes of `total`, or will.
+    void count_from(uint64_t done, uint64_t total) { counted_ = {done, total}; }
     // `threads` 0: one for little, two for much (a third gains nothing: the file's lock is the limit).
     // Progress goes to steps.moved(); steps.enter() is not called.
     Result<void> run(Steps& steps, unsigned threads = 0);
@@ -47,6 +53,12 @@ class PagePump {
     struct Target {
         int fd;
         std::string object;
+        bool whole;  // all of the file comes from here
+        uint64_t begin;
+    };
+    struct Counted {
+        uint64_t done;
+        uint64_t total;
     };
     struct Chunk {
         uint32_t source;
@@ -64,6 +76,7 @@ class PagePump {
     };
     static_assert(images::kDigestChunk % kChunkSize == 0);
     void start_chunk(uint64_t out_offset);
+    void add_runs(const PageSource& source, const std::vector<PageRun>& runs, Target target);
 
     std::vector<PageSource> sources_;
     std::vector<Target> targets_;
@@ -72,6 +85,7 @@ class PagePump {
     std::vector<Batch> batches_;
     uint64_t bytes_ = 0;
     bool wants_digests_ = false;
+    std::optional<Counted> counted_;
 };
 
 }  // namespace checkpointd

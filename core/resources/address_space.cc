@@ -210,15 +210,21 @@ class Walker {
         });
     }
 
+    // mm/mmap.c dup_mmap(): private memory is copied but for these.
+    static bool forks(const ProcMapping& mapping) {
+        return !(mapping.vm_flags & (kVmDontFork | kVmWipeOnFork | kVmHugeTlb));
+    }
+
     // A page that a thread stands on is needed at once: it gets a segment of its own.
-    void add_run(PageRun run, bool lazy, AddressSpace& out) const {
-        if (!lazy || !holds_stack_pointer(run)) {
-            out.pages.push_back({run, lazy});
+    void add_run(const PageSegment& segment, AddressSpace& out) const {
+        PageRun run = segment.run;
+        if (!segment.lazy || !holds_stack_pointer(run)) {
+            out.pages.push_back(segment);
             return;
         }
         for (; run.start < run.end; run.start += kPageSize) {
             PageRun page{run.start, run.start + kPageSize};
-            out.pages.push_back({page, !holds_stack_pointer(page)});
+            out.pages.push_back({page, !holds_stack_pointer(page), segment.forks});
         }
     }
 
@@ -227,7 +233,7 @@ class Walker {
         if (is(vma, images::kVmaVdso)) {
             // Always whole: where the kernel of the restore has another vdso, calls into this one are
             // led on from these pages.
-            out.pages.push_back({{mapping.start, mapping.end}, false});
+            out.pages.push_back({{mapping.start, mapping.end}, false, true});
             out.pages_scanned += mapping.size() / kPageSize;
             return {};
         }
@@ -239,7 +245,7 @@ class Walker {
             return {};
         CKPT_ASSIGN(auto runs, scanner_.own_pages(mapping.start, mapping.end));
         for (const PageRun& run : runs)
-            add_run(run, can_be_lazy(vma), out);
+            add_run({run, can_be_lazy(vma), forks(mapping)}, out);
         CKPT_ASSIGN(auto guards, scanner_.guard_pages(mapping.start, mapping.end));
         guards_.insert(guards_.end(), guards.begin(), guards.end());
         for (const PageRun& run : runs)

@@ -143,7 +143,12 @@ class RoundTrip : public testing::Test {
         ASSERT_TRUE(held) << held.error().text();
         auto pids = held->pids();
         ASSERT_TRUE(held->kill());
-        for (pid_t pid : pids) {  // orphans are reaped by init
+        wait_for_end(pids);
+    }
+
+    // Orphans are reaped by init.
+    static void wait_for_end(const std::vector<pid_t>& pids) {
+        for (pid_t pid : pids) {
             waitpid(pid, nullptr, 0);
             for (int i = 0; i < 5000 && kill(pid, 0) == 0; i++)
                 usleep(1000);
@@ -1145,6 +1150,130 @@ TEST_F(RoundTrip, OfACgroupWithTwoRoots) {
     expect_good_reports(2);
     for (pid_t pid : all_)
         kill(pid, SIGKILL);
+}
+
+// Two processes with a pipe between them, whose memory changes all the time. Page N of `memory` holds the last
+// number that went through and leaves N as its rest.
+class Stream {
+  public:
+    static constexpr uint64_t kPages = 600;
+
+    void pass(uint64_t number) {
+        last_ = number;
+        memory_[number % kPages].fill(number);
+    }
+    void expect_in_step(Trip& trip, const std::string& who) const {
+        for (uint64_t page = 0; page < kPages && last_ > kPages; page++) {
+            uint64_t expected = last_ - (last_ + kPages - page) % kPages;
+            for (uint64_t word : memory_[page])
+                if (word != expected)
+                    return trip.same(word, expected, fmt::format("{}: page {}", who, page));
+        }
+    }
+    uint64_t last() const { return last_; }
+
+  private:
+    uint64_t last_ = 0;
+    std::vector<std::array<uint64_t, kPage / sizeof(uint64_t)>> memory_{kPages};
+};
+
+void receive(Trip& trip, int from) {
+    Stream stream;
+    uint64_t number = 0;
+    while (read(from, &number, sizeof(number)) == ssize_t{sizeof(number)}) {
+        trip.same(number, stream.last() + 1, "received");
+        stream.pass(number);
+    }
+    stream.expect_in_step(trip, "receiver");
+    trip.end();
+}
+
+// Until `go` is there; `sent` is shared with the test.
+void send(Trip& trip, int to, const std::string& go, std::atomic<uint64_t>& sent) {
+    Stream stream;
+    bool child_seen = false;
+    for (uint64_t number = 1; access(go.c_str(), F_OK) != 0; number++) {
+        trip.same(write(to, &number, sizeof(number)), ssize_t{sizeof(number)}, "written");
+        stream.pass(number);
+        sent = number;
+        siginfo_t info{};
+        child_seen |= waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL) != 0 || info.si_pid != 0;
+    }
+    trip.expect(!child_seen, "saw a child that is not its own");
+    stream.expect_in_step(trip, "sender");
+}
+
+// What is done while the copies are written.
+class StepHook : public SilentSteps {
+  public:
+    explicit StepHook(std::function<void()> act) : act_(std::move(act)) {}
+    Result<void> enter(std::string_view step) override {
+        if (step == "checkpoint.copies")
+            act_();
+        return {};
+    }
+
+  private:
+    std::function<void()> act_;
+};
+
+// The image holds one moment of both, though they go on while it is written.
+TEST_F(RoundTrip, OfASnapshot) {
+    auto cgroup = std::make_unique<Cgroup>();
+    if (cgroup->path().empty())
+        GTEST_SKIP() << "no cgroup2";
+    auto* sent = new (mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))
+        std::atomic<uint64_t>(0);
+    pid_t first = start([&](Trip& trip) {
+        int ends[2];
+        trip.same(pipe(ends), 0, "pipe");
+        while (access((dir_ + "/start").c_str(), F_OK) != 0)
+            usleep(1000);
+        if (fork() == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            close(ends[1]);
+            receive(trip, ends[0]);
+        }
+        close(ends[0]);
+        send(trip, ends[1], dir_ + "/go", *sent);
+        close(ends[1]);
+    });
+    cgroup->add(first);
+    std::ofstream(dir_ + "/start");
+    auto wait_for = [sent](uint64_t number) {
+        for (int i = 0; i < 20000 && *sent < number; i++)
+            usleep(1000);
+        EXPECT_GE(*sent, number);
+    };
+    wait_for(2 * Stream::kPages);
+    std::set<pid_t> members = cgroup->members();
+    EXPECT_EQ(members.size(), 2u);
+
+    CheckpointRequest request;
+    request.target = CgroupTarget{cgroup->path()};
+    request.image_dir_fd = image_.get();
+    request.goes_on = true;
+    request.copies_from = 0;
+    CheckpointStats stats;
+    StepHook steps([&] {  // until each page has been written anew
+        wait_for(*sent + 3 * Stream::kPages);
+        EXPECT_EQ(cgroup->members(), members) << "copies are no members";
+    });
+    auto held = checkpoint(request, steps, stats);
+    ASSERT_TRUE(held) << held.error().text();
+    EXPECT_EQ(stats.copies, 2u);
+    auto pids = held->pids();
+    ASSERT_TRUE(held->resume());
+    ASSERT_TRUE(held->finish(steps, stats));
+    wait_for(*sent + 100);
+    for (pid_t pid : pids)
+        kill(pid, SIGKILL);
+    wait_for_end(pids);
+
+    build();
+    if (!HasFatalFailure())
+        expect_good_reports(2);
+    munmap(sent, kPage);
 }
 
 }  // namespace

@@ -176,8 +176,8 @@ Result<void> CheckpointJob::dump() {
     dump.digests = true;
     CKPT_ASSIGN(plugins_, Plugins::for_checkpoint(plugin_options(request_, journal_, steps_, dump.image_dir_fd)));
     dump.plugins = plugins_.get();
+    dump.goes_on = way_ == WayDown::kSnapshot;
     CKPT_ASSIGN(auto held, checkpoint(dump, steps_, stats_));
-    for (auto& digest : stats_.digests) pending_->add_digest(std::move(digest));
     CKPT_TRY(journal_.drop(thaw));
     held_.emplace(std::move(held));
     frozen_since_ = std::chrono::steady_clock::now() - stats_.frozen;
@@ -213,7 +213,8 @@ Result<void> CheckpointJob::add_our_files() {
     return save_unit_files(facts_, facts_.main_pid, file.get());
 }
 
-// The unit's memory lies in the page cache: it goes on, and the rest is done beside it.
+// What the unit's memory was lies in the page cache, or copies hold it: the unit goes on, and the rest is done
+// beside it.
 Result<void> CheckpointJob::go_on() {
     CKPT_TRY(steps_.enter("checkpoint.go-on"));
     if (!plugins_->empty())
@@ -221,10 +222,11 @@ Result<void> CheckpointJob::go_on() {
     CKPT_TRY(held_->resume());
     frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
     steps_.set_pulse(kForever, {});
-    if (tell_undo_ == 0)
-        return {};
-    (void)tell_after(facts_, facts_.main_pid, TellOutcome::kWentOn);
-    return journal_.drop(tell_undo_);
+    if (tell_undo_ != 0) {
+        (void)tell_after(facts_, facts_.main_pid, TellOutcome::kWentOn);
+        CKPT_TRY(journal_.drop(tell_undo_));
+    }
+    return held_->finish(steps_, stats_);
 }
 
 Result<images::ImageInfo> CheckpointJob::describe() const {
@@ -247,6 +249,7 @@ Result<images::ImageInfo> CheckpointJob::describe() const {
 
 Result<void> CheckpointJob::commit() {
     CKPT_TRY(steps_.enter("checkpoint.metadata"));
+    for (auto& digest : stats_.digests) pending_->add_digest(std::move(digest));
     CKPT_TRY(pending_->add_file(kUnitFactsName, to_json(facts_)));
     CKPT_TRY(steps_.enter("checkpoint.commit"));
     CKPT_ASSIGN(info_, describe());

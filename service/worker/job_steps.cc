@@ -24,7 +24,8 @@ struct Entry {
     double progress;
 };
 
-// The longest prefix wins. Between the memory step and the next one progress follows the bytes.
+// The longest prefix wins. From a step that moves memory to the next one progress follows the bytes; what comes
+// between two of those shows as much as the first.
 constexpr double kMemoryShare = 0.6;
 constexpr std::array kCheckpoint{
     Entry{"checkpoint.", Phase::kCollect, 0.10},
@@ -37,12 +38,14 @@ constexpr std::array kCheckpoint{
     Entry{"checkpoint.freeze", Phase::kFreeze, 0.07},
     Entry{"checkpoint.seize", Phase::kFreeze, 0.08},
     Entry{"checkpoint.collect", Phase::kCollect, 0.10},
+    Entry{"checkpoint.fork", Phase::kMemory, 0.18},
     Entry{"checkpoint.write", Phase::kMemory, 0.18},
     Entry{"checkpoint.memory", Phase::kMemory, 0.20},
-    Entry{"checkpoint.finish", Phase::kMemory, 0.81},
-    Entry{"checkpoint.unit-files", Phase::kCommit, 0.82},
-    Entry{"checkpoint.resume-devices", Phase::kDevices, 0.82},
-    Entry{"checkpoint.go-on", Phase::kCommit, 0.83},
+    Entry{"checkpoint.finish", Phase::kMemory, 0.20},
+    Entry{"checkpoint.unit-files", Phase::kCommit, 0.20},
+    Entry{"checkpoint.resume-devices", Phase::kDevices, 0.20},
+    Entry{"checkpoint.go-on", Phase::kCommit, 0.20},
+    Entry{"checkpoint.copies", Phase::kMemory, 0.20},
     Entry{"checkpoint.metadata", Phase::kCommit, 0.84},
     Entry{"checkpoint.commit", Phase::kCommit, 0.85},
     Entry{"units.stop.stop-unit", Phase::kStop, 0.92},

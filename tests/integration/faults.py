@@ -594,8 +594,8 @@ def every_step_of_a_snapshot(t):
     """What it shares with a checkpoint is gone through there; here is what comes with the unit going on."""
     at = stage(t)
     steps = at.steps_of_mode("snapshot")
-    some = samples(steps, "checkpoint.memory", "checkpoint.go-on", "checkpoint.commit", "checkpoint.mark-ready",
-                   "checkpoint.retention")
+    some = samples(steps, "checkpoint.fork", "checkpoint.memory", "checkpoint.go-on", "checkpoint.copies",
+                   "checkpoint.commit", "checkpoint.mark-ready", "checkpoint.retention")
     items = [(step, action) for step in some for action in ("fail", "kill")]
     at.share(items, lambda subject, item: subject.fault_in_snapshot(*item, steps.is_late(item[0])))
 

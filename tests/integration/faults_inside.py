@@ -7,6 +7,7 @@ It stays: to come into a host and to start Python takes longer than to look at a
 import glob
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +89,13 @@ def processes_of(group):
     return found
 
 
+def is_killed(pid):
+    """A copy of a snapshot is, with its worker, and ends as soon as a CPU is free; it will not run again."""
+    pending = [line.split()[1] for line in read(f"/proc/{pid}/status").splitlines()
+               if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(int(mask, 16) & 1 << signal.SIGKILL - 1 for mask in pending)
+
+
 def all_processes(unit, jobs, mark):
     """Stage helpers and workers of the unit, which should not be there, the processes of its program, and the
     images whose PIDs are reserved, with the name of what holds them."""
@@ -102,7 +110,7 @@ def all_processes(unit, jobs, mark):
         in_job = any(f"{JOBS}/{job}" in words for job in jobs)
         if exe.startswith(LIBEXEC) and (in_unit or in_job):
             ours.append(" ".join([pid, *words]))
-        if mark in words:
+        if mark in words and not is_killed(pid):
             copies.append(int(pid))
     return ours, sorted(copies), sorted(reserved)
 

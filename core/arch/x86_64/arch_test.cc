@@ -96,7 +96,7 @@ TEST(Stub, WayHomeOfAPause) {
     std::vector<std::byte> stub = assemble_stub(back);
     user_regs_struct inside{};
     inside.rbx = 9;
-    for (uint64_t at : {0, 2, 10}) {
+    for (uint64_t at : {0, 2, 4, 67}) {
         inside.rip = 0x5000 + at;
         std::optional<WayHome> home = way_home(stub.data(), 0x5000, inside);
         ASSERT_TRUE(home);
@@ -107,14 +107,29 @@ TEST(Stub, WayHomeOfAPause) {
         EXPECT_EQ(home->regs.rdi, 77u);
         EXPECT_EQ(home->regs.rbx, 9u);
     }
-    inside.rip = 0x5000 + 39;  // behind ppoll
+    inside.rip = 0x5000 + 96;  // behind ppoll
     inside.rax = static_cast<uint64_t>(-EINTR);
     std::optional<WayHome> home = way_home(stub.data(), 0x5000, inside);
     ASSERT_TRUE(home);
     EXPECT_EQ(home->regs.rax, static_cast<uint64_t>(-EINTR));
     EXPECT_EQ(home->regs.rip, pause.rip);
-    inside.rip = 0x5000 + 200;
+    inside.rip = 0x5000 + 230;
     EXPECT_FALSE(way_home(stub.data(), 0x5000, inside));
+}
+
+TEST(Stub, KnowsThatThereIsAChild) {
+    user_regs_struct inside{};
+    for (uint64_t at : {0, 2, 4, 59, 67}) {
+        inside.rip = 0x5000 + at;
+        EXPECT_FALSE(is_with_child(0x5000, inside)) << at;
+    }
+    for (uint64_t at : {6, 9, 45, 58}) {
+        inside.rip = 0x5000 + at;
+        EXPECT_TRUE(is_with_child(0x5000, inside)) << at;
+    }
+    user_regs_struct again = stopped_in(SYS_clone, -kRestartNoIntr);
+    again.rip = 0x5006;
+    EXPECT_FALSE(is_with_child(0x5000, again));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include "core/arch/x86_64/restart.h"
 
@@ -72,6 +73,30 @@ void emit_syscall(Assembler& out, uint32_t number) {
     out.raw({0x0f, 0x05});
 }
 
+// From kCloneEntry up to the part that all calls have in common. P_PID never takes an errno for a group of
+// processes, as wait4(2) would where the call failed.
+constexpr uint64_t kCloneDone = kCloneEntry + kSyscallSize;
+constexpr unsigned kParentSize = 3 + 5 + 5 + 6 + 6 + 7 + 2;
+constexpr unsigned kChildSize = 5 + 7 + 2;
+constexpr uint64_t kCloneEnd = kCloneDone + 3 + 2 + kParentSize + kChildSize;
+
+void emit_clone(Assembler& out) {
+    out.raw({0xeb, kCloneEnd - kCloneEntry});  // jmp over all of it
+    out.raw({0x0f, 0x05});                     // syscall: clone
+    out.raw({0x48, 0x89, 0xc1});               // mov rcx, rax
+    out.raw({0xe3, kParentSize});              // jrcxz to the child's part
+    out.raw({0x48, 0x89, 0xc6});               // mov rsi, rax
+    out.immediate({0xbf}, P_PID);              // mov edi, P_PID
+    out.immediate({0xba}, 0);                  // mov edx, 0
+    out.immediate({0x41, 0xba}, WEXITED | uint32_t{__WALL});  // mov r10d
+    out.immediate({0x41, 0xb8}, 0);            // mov r8d, 0
+    emit_syscall(out, SYS_waitid);
+    out.raw({0xeb, kChildSize});
+    out.immediate({0xbf}, 0);                  // mov edi, 0
+    emit_syscall(out, SYS_exit);
+    out.raw({0x0f, 0x0b});                     // ud2: a filter forbids even that
+}
+
 // ppoll(NULL, 0, &zero, &mask, 8) lets pending signals in and answers EINTR exactly when a handler ran,
 // which r9d then tells (fs/select.c do_poll(): -ERESTARTNOHAND if a signal is pending).
 // Returns where the call's answer is in eax.
@@ -132,6 +157,8 @@ Layout assemble(const StubReturn& back, std::vector<std::byte>& stub) {
     Assembler out;
     Layout layout;
     out.raw({0x0f, 0x05});  // syscall: the injected one
+    emit_clone(out);
+    assert(out.size() == kCloneEnd);
     size_t mask = out.slot(back.signal_mask);
     size_t first = out.slot(back.plain.rdi);
     for (uint64_t value : {back.plain.rsi, back.plain.rdx, back.plain.r10, back.plain.r8, back.plain.r9,
@@ -236,6 +263,13 @@ std::optional<WayHome> way_home(const std::byte* bytes, uint64_t place, const us
     if (!handled)
         interrupt_again(slots, out);
     return home;
+}
+
+bool is_with_child(uint64_t place, const user_regs_struct& regs) {
+    uint64_t at = regs.rip - place;
+    if (at == kCloneDone && restart_kind(regs) != 0)
+        return false;  // interrupted, it has made nothing
+    return at >= kCloneDone && at < kCloneEnd;
 }
 
 }  // namespace checkpointd

@@ -21,8 +21,14 @@ struct StubReturn {
 };
 
 // Every stub has this size, a multiple of 16, and ends with the magic number.
-inline constexpr size_t kStubSize = 304;
+inline constexpr size_t kStubSize = 368;
 inline constexpr uint64_t kStubMagic = 0x42555453'54504b43;  // "CKPTSTUB"
+
+// Where a stub is entered with a call that makes a child which shares its memory (clone with CLONE_VM, no exit
+// signal). The child, if it is let go, ends at once; the parent waits for its end (waitid with __WALL), and then
+// goes on as after any other call. So neither runs what is not its own, and no dead child is left, whoever dies.
+inline constexpr uint64_t kCloneEntry = 4;
+inline constexpr size_t kSyscallSize = 2;
 
 // Position-independent code that starts with `syscall`. Entered with any call in the registers it makes that
 // call, sets the signal mask, loads the registers that a call may clobber or take from the slots behind the
@@ -44,5 +50,8 @@ struct WayHome {
 // `bytes` is the stub (looks_like_stub) at `place`, `regs` the thread's, with rip in its code; nullopt if rip is
 // not in the code.
 std::optional<WayHome> way_home(const std::byte* bytes, uint64_t place, const user_regs_struct& regs);
+
+// It has made a child at kCloneEntry, or is that child, and must go on by itself: there is no way home yet.
+bool is_with_child(uint64_t place, const user_regs_struct& regs);
 
 }  // namespace checkpointd
