@@ -979,6 +979,9 @@ def processes_and_sockets(t):
                     relay.fault_in_restore(step, action, False)
             if verb == "restore":
                 relay.restore(f"after faults at {step}")
+    relay.snapshot()  # each of its processes has a copy
+    for step in ("checkpoint.fork", "checkpoint.copies"):
+        relay.fault_in_snapshot(step, "kill", False)
 
 
 @case
