@@ -60,10 +60,11 @@ struct CheckpointRequest {
     bool digests = false;
     // What carries devices. Borrowed, until the HeldForest has ended; null: nothing does.
     Plugins* plugins = nullptr;
-    // The tasks will go on. Private memory may then be held by forked copies, and written by HeldForest::finish()
-    // while its owners run.
+    // The tasks will go on. Private memory may then be held by forked copies, and written by
+    // HeldForest::finish() while its owners run; not where a plugin carries a device.
     bool goes_on = false;
-    // With goes_on: less memory than that is written while its owner stands still. Unset: what is worth it.
+    // With goes_on: less memory than that is written while its owner stands still. Unset: what is
+    // worth it.
     std::optional<uint64_t> copies_from;
 };
 
@@ -87,9 +88,9 @@ struct CheckpointStats {
     unsigned copies = 0;         // processes whose memory a copy holds
 };
 
-// A dumped forest: every thread is in ptrace-stop, nothing of ours is mapped in it. Its tracer is the
-// thread that called checkpoint(); resume, kill, finish and the destructor must run in that thread. Should this
-// process die, the kernel lets all go on by itself, and ends the copies.
+// A dumped forest: every thread is in ptrace-stop, nothing of ours is mapped in it. Its tracer is
+// the thread that called checkpoint(); resume, kill, finish and the destructor must run in that
+// thread. Should this process die, the kernel lets all go on by itself, and ends the copies.
 class HeldForest {
   public:
     class Impl;
@@ -102,8 +103,8 @@ class HeldForest {
     const std::vector<pid_t>& pids() const;
     // Lets everything go on as if nothing had happened. The forest is empty afterwards.
     Result<void> resume();
-    // Only where it goes_on, after resume(), and to be called then: writes what copies hold, and ends them. Before it
-    // the files are of no use. `stats` are those of checkpoint().
+    // Only where it goes_on, after resume(), and to be called then: writes what copies hold, and
+    // ends them. Before it the files are of no use. `stats` are those of checkpoint().
     Result<void> finish(Steps& steps, CheckpointStats& stats);
     // Ends every process with SIGKILL, and returns when all are dead. A parent outside of the forest gets
     // its SIGCHLD as for any death. The forest is empty afterwards.

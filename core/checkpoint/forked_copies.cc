@@ -2,9 +2,9 @@
 #include "core/checkpoint/forked_copies.h"
 
 #include <fcntl.h>
+#include <unistd.h>
 #include <set>
 #include <string>
-#include <unistd.h>
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"

@@ -3,9 +3,9 @@
 // A moment of a forest, held by forked copies while the forest goes on.
 #pragma once
 
+#include <sys/types.h>
 #include <cstdint>
 #include <map>
-#include <sys/types.h>
 #include <vector>
 
 #include "core/inject/forked_copy.h"
@@ -26,17 +26,19 @@ class ForkedCopies {
     // Less than that is copied sooner than it is forked.
     static constexpr uint64_t kWorthForking = 2u << 20;
 
-    // Parents before children. No copy gets whoever holds less than `from` bytes, who would see it (subreapers and
-    // their descendants adopt it), and who cannot be forked. Nobody gets one where the machine or a control group has
-    // no room for the same memory twice. All that is no error: the memory can be read while its owner stands still.
-    static ForkedCopies make(const std::vector<CopyCandidate>& candidates, uint64_t from = kWorthForking);
+    // Parents before children. No copy gets whoever holds less than `from` bytes, who would see it
+    // (subreapers and their descendants adopt it), and who cannot be forked. Nobody gets one where
+    // the machine or a control group has no room for the same memory twice. All that is no error:
+    // the memory can be read while its owner stands still.
+    static ForkedCopies make(const std::vector<CopyCandidate>& candidates,
+                             uint64_t from = kWorthForking);
 
     // Null where there is none.
     const ForkedCopy* of(pid_t pid) const;
     size_t size() const { return copies_.size(); }
 
-    // Into our own control group, where nobody ends, counts or waits for them in the unit's name. As far as that is
-    // possible.
+    // Into our own control group, where nobody ends, counts or waits for them in the unit's name.
+    // As far as that is possible.
     void leave_cgroup() const;
 
   private:

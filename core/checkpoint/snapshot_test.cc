@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // Dumps of programs that go on: the image holds the moment, and nobody notices.
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
@@ -8,10 +12,6 @@
 #include <functional>
 #include <random>
 #include <string>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -40,8 +40,8 @@ constexpr size_t kPages = 1024;
 enum Where : size_t { kRounds, kPlain, kDontFork, kWipeOnFork, kCommon, kForbidden };
 
 uint8_t* map(size_t pages, int flags) {
-    return static_cast<uint8_t*>(mmap(nullptr, pages * kPageSize, PROT_READ | PROT_WRITE,
-                                      flags | MAP_ANONYMOUS, -1, 0));
+    return static_cast<uint8_t*>(
+        mmap(nullptr, pages * kPageSize, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0));
 }
 
 // Whoever tells it of a child it did not make is wrong.
@@ -58,7 +58,8 @@ void rewrite_memory(Shared& shared) {
     become_bare_process();
     signal(SIGCHLD, [](int) { g_shared->fail("got SIGCHLD", 0); });
     uint8_t* plain = map(kPages, MAP_PRIVATE);
-    uint8_t* special[] = {map(1, MAP_PRIVATE), map(1, MAP_PRIVATE), map(1, MAP_SHARED), map(1, MAP_PRIVATE)};
+    uint8_t* special[] = {map(1, MAP_PRIVATE), map(1, MAP_PRIVATE), map(1, MAP_SHARED),
+                          map(1, MAP_PRIVATE)};
     madvise(special[0], kPageSize, MADV_DONTFORK);
     madvise(special[1], kPageSize, MADV_WIPEONFORK);
     shared.rounds[kPlain] = reinterpret_cast<uint64_t>(plain);
@@ -120,7 +121,8 @@ class Snapshot : public ::testing::Test {
     void expect_untouched() {
         EXPECT_EQ(target_.complaint(), "");
         EXPECT_EQ(target_.status("TracerPid"), "0");
-        EXPECT_TRUE(Target::eventually([&] { return target_.relatives().empty(); })) << target_.relatives();
+        EXPECT_TRUE(Target::eventually([&] { return target_.relatives().empty(); }))
+            << target_.relatives();
         uint64_t before = target_.shared().rounds[kRounds];
         EXPECT_TRUE(Target::eventually([&] { return target_.shared().rounds[kRounds] > before; }));
     }
@@ -139,7 +141,8 @@ class Snapshot : public ::testing::Test {
         EXPECT_EQ(content, std::string(kPageSize, content[0])) << "torn page " << number;
         return static_cast<uint8_t>(content[0]);
     }
-    // It wrote page after page, so those in front are of one round and the others of the one before.
+    // It wrote page after page, so those in front are of one round and the others of the one
+    // before.
     void expect_one_moment() {
         int first = page(kPlain, 0), last = page(kPlain, kPages - 1);
         expect_same_or_next(first, last);

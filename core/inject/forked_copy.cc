@@ -3,9 +3,9 @@
 
 #include <fcntl.h>
 #include <fmt/core.h>
-#include <optional>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <optional>
 #include <utility>
 
 #include "core/arch/x86_64/stub.h"
@@ -38,7 +38,8 @@ class CopyMaker {
     Result<uint64_t> call(long nr, const RawArgs& args = {}) const {
         if (options_.on_step)
             options_.on_step("set call of helper");
-        CKPT_TRY(ptrace_set_regs(helper_.pid, with_call(helper_.regs, helper_.syscall_at, nr, args)));
+        CKPT_TRY(
+            ptrace_set_regs(helper_.pid, with_call(helper_.regs, helper_.syscall_at, nr, args)));
         CKPT_ASSIGN(user_regs_struct regs, make_call(helper_.pid, object_));
         return answer_of(regs, nr, object_);
     }
@@ -58,7 +59,8 @@ class CopyMaker {
 };
 
 Result<ForkedCopy> ForkedCopy::make(SeizedProcess& process, const RemoteOptions& options) {
-    CKPT_ASSIGN(RemoteSyscalls remote, RemoteSyscalls::open(process, process.main_thread(), options));
+    CKPT_ASSIGN(RemoteSyscalls remote,
+                RemoteSyscalls::open(process, process.main_thread(), options));
     std::optional<ForkedCopy> copy;
     CKPT_TRY(remote.with_helper([&](const RemoteHelper& helper) -> Result<void> {
         CopyMaker maker(helper, fmt::format("pid {}", process.pid), options);

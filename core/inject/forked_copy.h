@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// A process that holds another one's memory as it was: the kernel copies a page when the original writes to it.
+// A process that holds another one's memory as it was: the kernel copies a page when the original
+// writes to it.
 #pragma once
 
-#include <string>
 #include <sys/types.h>
+#include <string>
 
 #include "core/base/error.h"
 #include "core/base/scoped_fd.h"
@@ -13,14 +14,15 @@
 
 namespace checkpointd {
 
-// Stopped from birth, without descriptors, in a session of its own, a child of init; it runs no instruction of the
-// program and sends it no signal. It ends when this is destroyed, or when we do. Memory that fork(2) does not
-// copy (shared, MADV_DONTFORK, MADV_WIPEONFORK) is not in it.
+// Stopped from birth, without descriptors, in a session of its own, a child of init; it runs no
+// instruction of the program and sends it no signal. It ends when this is destroyed, or when we do.
+// Memory that fork(2) does not copy (shared, MADV_DONTFORK, MADV_WIPEONFORK) is not in it.
 class ForkedCopy {
   public:
-    // The process stands still and is as before afterwards. Refused, with nothing left, where it cannot have children
-    // that it never sees: errors of RemoteSyscalls::with_helper(), kSystem where memory or processes run out. That
-    // neither it nor an ancestor is a child subreaper is for the caller to know.
+    // The process stands still and is as before afterwards. Refused, with nothing left, where it
+    // cannot have children that it never sees: errors of RemoteSyscalls::with_helper(), kSystem
+    // where memory or processes run out. That neither it nor an ancestor is a child subreaper is
+    // for the caller to know.
     static Result<ForkedCopy> make(SeizedProcess& process, const RemoteOptions& options = {});
 
     ForkedCopy(ForkedCopy&& other) noexcept;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include <cerrno>
-#include <csignal>
-#include <cstring>
-#include <filesystem>
 #include <fmt/core.h>
-#include <optional>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <optional>
 
 #include <gtest/gtest.h>
 
@@ -112,7 +112,8 @@ TEST_F(Copies, AreNobodysBusiness) {
     seize_and_copy();
     ASSERT_FALSE(HasFatalFailure());
     std::string fds = fmt::format("/proc/{}/fd", copy_->pid());
-    EXPECT_TRUE(std::filesystem::is_empty(fds)) << "others would wait in vain for the end of a pipe";
+    EXPECT_TRUE(std::filesystem::is_empty(fds))
+        << "others would wait in vain for the end of a pipe";
     auto status = read_status(copy_->pid());
     ASSERT_TRUE(status);
     EXPECT_EQ(status->state, 't');
@@ -163,7 +164,8 @@ TEST(CopiesRefused, WhereItsUserHasTooManyProcesses) {
     Target target([](Shared& shared) {
         constexpr uid_t kNobodyElse = 3000001;
         rlimit one{1, 1};
-        if (setrlimit(RLIMIT_NPROC, &one) != 0 || setresuid(kNobodyElse, kNobodyElse, kNobodyElse) != 0)
+        if (setrlimit(RLIMIT_NPROC, &one) != 0 ||
+            setresuid(kNobodyElse, kNobodyElse, kNobodyElse) != 0)
             shared.fail("cannot be somebody else", errno);
         prctl(PR_SET_DUMPABLE, 1);
         count(shared);
@@ -208,11 +210,12 @@ TEST_F(Copies, DieWithTheirMaker) {
                 pause();
         _exit(1);
     }
-    EXPECT_TRUE(Target::eventually(
-        [&] { return target_.relatives().find("copy") != std::string::npos; }));
+    EXPECT_TRUE(
+        Target::eventually([&] { return target_.relatives().find("copy") != std::string::npos; }));
     kill(maker, SIGKILL);
     waitpid(maker, nullptr, 0);
-    EXPECT_TRUE(Target::eventually([&] { return target_.relatives().empty(); })) << target_.relatives();
+    EXPECT_TRUE(Target::eventually([&] { return target_.relatives().empty(); }))
+        << target_.relatives();
     expect_goes_on();
 }
 

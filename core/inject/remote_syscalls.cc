@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/inject/remote_syscalls.h"
 
-#include <algorithm>
-#include <cerrno>
-#include <csignal>
 #include <fmt/core.h>
 #include <linux/audit.h>
 #include <linux/ptrace.h>
-#include <optional>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -87,7 +87,8 @@ class RemoteSyscalls::Impl {
     bool allowed(long nr, const std::array<RemoteArg, 6>& args) const;
     Result<void> suspend_filters();
     unsigned options(unsigned more = 0) const {
-        return PTRACE_O_TRACESYSGOOD | (suspended_ ? unsigned{PTRACE_O_SUSPEND_SECCOMP} : 0u) | more;
+        return PTRACE_O_TRACESYSGOOD | (suspended_ ? unsigned{PTRACE_O_SUSPEND_SECCOMP} : 0u) |
+               more;
     }
     Result<void> check_children() const;
     Result<void> make_helper(const HelperUse& use);
@@ -172,8 +173,8 @@ Result<void> RemoteSyscalls::Impl::put_stub() {
 // The mask comes second: the stub sets it back, so it may change only when the stub is what runs next.
 Result<void> RemoteSyscalls::Impl::enter_stub() {
     step("enter stub");
-    CKPT_TRY(ptrace_set_regs(tid_,
-                             with_call(thread_.regs(), stub_, SYS_rt_sigprocmask, raw(kHarmlessArgs))));
+    CKPT_TRY(ptrace_set_regs(
+        tid_, with_call(thread_.regs(), stub_, SYS_rt_sigprocmask, raw(kHarmlessArgs))));
     where_ = Where::kEventStop;
     step("block signals");
     return ptrace_set_sigmask(tid_, kAllSignals);
@@ -226,7 +227,8 @@ class TracedChild {
     pid_t pid_;
 };
 
-// It is born without EXITKILL, which its maker must not have; until it has it, our death lets it run to its own end.
+// It is born without EXITKILL, which its maker must not have; until it has it, our death lets it
+// run to its own end.
 Result<void> RemoteSyscalls::Impl::use_helper(pid_t pid, const HelperUse& use) {
     const TracedChild child(pid);
     CKPT_TRY(next_stop(pid, fmt::format("helper of {}", object())));
@@ -239,7 +241,8 @@ Result<void> RemoteSyscalls::Impl::use_helper(pid_t pid, const HelperUse& use) {
 
 Result<void> RemoteSyscalls::Impl::make_helper(const HelperUse& use) {
     step("set clone");
-    CKPT_TRY(ptrace_set_regs(tid_, with_call(thread_.regs(), stub_ + kCloneEntry, SYS_clone, kHelper)));
+    CKPT_TRY(
+        ptrace_set_regs(tid_, with_call(thread_.regs(), stub_ + kCloneEntry, SYS_clone, kHelper)));
     CKPT_ASSIGN(user_regs_struct regs, run_call());
     CKPT_ASSIGN(uint64_t helper, answer_of(regs, SYS_clone, object()));
     Result<void> used = use_helper(static_cast<pid_t>(helper), use);
@@ -264,13 +267,15 @@ Result<void> RemoteSyscalls::Impl::with_helper(const HelperUse& use) {
     return used;
 }
 
-// The kernel answers with numbers of the task's PID namespace, and the first process of a new one is its init.
+// The kernel answers with numbers of the task's PID namespace, and the first process of a new one
+// is its init.
 Result<void> RemoteSyscalls::Impl::check_children() const {
     CKPT_ASSIGN(uint64_t ours, read_namespace_id(getpid(), "pid"));
     for (const char* name : {"pid", "pid_for_children"}) {
         CKPT_ASSIGN(uint64_t its, read_namespace_id(tid_, name));
         if (its != ours)
-            return fail(ErrorKind::kUnsupported, object(), "its children live in another PID namespace");
+            return fail(ErrorKind::kUnsupported, object(),
+                        "its children live in another PID namespace");
     }
     return {};
 }

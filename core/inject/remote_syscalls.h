@@ -4,13 +4,13 @@
 // our death at any instant: see "Remote system calls that survive our death" in docs/ARCHITECTURE.md.
 #pragma once
 
+#include <sys/types.h>
+#include <sys/user.h>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <sys/types.h>
-#include <sys/user.h>
 #include <type_traits>
 
 #include "core/base/error.h"
@@ -36,8 +36,8 @@ struct RemoteArg {
     RemoteArg(T number) : value(static_cast<uint64_t>(number)) {}
 };
 
-// A child of a stopped process that shares its memory. It stands still at `syscall_at`, where it may make any call,
-// with `regs` in its registers, and dies with us.
+// A child of a stopped process that shares its memory. It stands still at `syscall_at`, where it
+// may make any call, with `regs` in its registers, and dies with us.
 struct RemoteHelper {
     pid_t pid = 0;
     uint64_t syscall_at = 0;
@@ -63,10 +63,11 @@ class RemoteSyscalls {
     // kUnsupported where its own seccomp filter forbids the call and cannot be suspended.
     Result<uint64_t> call(long nr, std::array<RemoteArg, 6> args = {});
 
-    // Makes a helper and hands it over; when this returns it is dead and reaped, and nobody has seen it: it sends no
-    // signal, and the thread itself waits for it, also if we die. What it has made becomes a child of init, or of a
-    // subreaper. kUnsupported where a filter forbids that wait or the children's PID namespace is not ours; kSystem
-    // where no process can be had; errors of `use`.
+    // Makes a helper and hands it over; when this returns it is dead and reaped, and nobody has
+    // seen it: it sends no signal, and the thread itself waits for it, also if we die. What it has
+    // made becomes a child of init, or of a subreaper. kUnsupported where a filter forbids that
+    // wait or the children's PID namespace is not ours; kSystem where no process can be had; errors
+    // of `use`.
     Result<void> with_helper(const HelperUse& use);
 
     // Memory of the target for out-parameters and strings, zeroed when opened, wiped by close(): at least

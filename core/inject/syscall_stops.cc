@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/inject/syscall_stops.h"
 
-#include <cerrno>
-#include <csignal>
 #include <fmt/core.h>
 #include <sys/wait.h>
+#include <cerrno>
+#include <csignal>
 
 #include "core/arch/x86_64/restart.h"
 
@@ -39,8 +39,8 @@ Result<int> next_stop(pid_t tid, const std::string& object) {
     return fail(ErrorKind::kGone, object, "died while it was asked");
 }
 
-// SIGSTOP cannot be blocked: it is let through, and the group-stop that follows is stepped over; detaching brings
-// it back (kernel/ptrace.c, __ptrace_unlink).
+// SIGSTOP cannot be blocked: it is let through, and the group-stop that follows is stepped over;
+// detaching brings it back (kernel/ptrace.c, __ptrace_unlink).
 Result<void> run_to_syscall(pid_t tid, SyscallStop wanted, const std::string& object,
                             const std::function<void()>& before) {
     for (int signal = 0;;) {
@@ -74,9 +74,12 @@ Result<uint64_t> answer_of(const user_regs_struct& regs, long nr, const std::str
     auto value = static_cast<int64_t>(regs.rax);
     if (value >= 0 || value < -kMaxErrno)
         return regs.rax;
-    return tl::unexpected(Error{ErrorKind::kSystem, object,
-                                fmt::format("system call {} made in it failed", nr), {},
-                                static_cast<int>(-value), {}});
+    return tl::unexpected(Error{ErrorKind::kSystem,
+                                object,
+                                fmt::format("system call {} made in it failed", nr),
+                                {},
+                                static_cast<int>(-value),
+                                {}});
 }
 
 void kill_traced(pid_t pid) {

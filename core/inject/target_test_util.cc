@@ -1,6 +1,19 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/inject/target_test_util.h"
 
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/futex.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cerrno>
 #include <chrono>
 #include <climits>
@@ -9,24 +22,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
-#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
-#include <linux/filter.h>
-#include <linux/futex.h>
-#include <linux/seccomp.h>
 #include <new>
-#include <poll.h>
-#include <pthread.h>
 #include <sstream>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <thread>
-#include <unistd.h>
 
 #include "core/kernel/proc_maps.h"
 #include "core/kernel/proc_status.h"
@@ -359,7 +359,9 @@ std::string Target::maps() const {
     return text.str();
 }
 
-uint64_t Target::inode_of(uint64_t address) const { return inode_at(pid_, address); }
+uint64_t Target::inode_of(uint64_t address) const {
+    return inode_at(pid_, address);
+}
 
 std::string Target::relatives() const {
     std::string found;
@@ -369,7 +371,8 @@ std::string Target::relatives() const {
     for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
         pid_t pid = std::atoi(entry.path().filename().c_str());
         auto status = read_status(pid);
-        if (pid == pid_ || pid == getpid() || !status || status->name != program_invocation_short_name)
+        if (pid == pid_ || pid == getpid() || !status ||
+            status->name != program_invocation_short_name)
             continue;
         if (inode_at(pid, shared_) == inode_)
             found += "copy " + std::to_string(pid) + " ";

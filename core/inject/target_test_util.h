@@ -46,7 +46,8 @@ class Target {
     std::string status(const std::string& field) const;
     // Of the file that is mapped at an address of it; 0 where nothing is.
     uint64_t inode_of(uint64_t address) const;
-    // Its children, dead or alive, and whoever else has its memory: what injectors made. The test itself is not told.
+    // Its children, dead or alive, and whoever else has its memory: what injectors made. The test
+    // itself is not told.
     std::string relatives() const;
     // Waits until it sleeps where it is meant to, or spins.
     void settle() const;

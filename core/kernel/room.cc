@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/kernel/room.h"
 
-#include <algorithm>
 #include <fcntl.h>
 #include <fmt/core.h>
+#include <algorithm>
 #include <optional>
 
 #include "core/base/io.h"
@@ -28,7 +28,9 @@ std::optional<uint64_t> number_of(std::string_view text, std::string_view key) {
     return std::nullopt;
 }
 
-uint64_t left(uint64_t limit, uint64_t used) { return limit > used ? limit - used : 0; }
+uint64_t left(uint64_t limit, uint64_t used) {
+    return limit > used ? limit - used : 0;
+}
 
 // memory.stat: "file" is the page cache, in which "shmem" cannot be dropped.
 uint64_t used_memory(const std::string& path) {
@@ -36,7 +38,8 @@ uint64_t used_memory(const std::string& path) {
     auto stat = read_file(AT_FDCWD, path + "/memory.stat");
     if (!stat)
         return used;
-    uint64_t cache = left(number_of(*stat, "file").value_or(0), number_of(*stat, "shmem").value_or(0));
+    uint64_t cache =
+        left(number_of(*stat, "file").value_or(0), number_of(*stat, "shmem").value_or(0));
     return left(used, cache);
 }
 
@@ -45,14 +48,16 @@ void narrow(Room& room, const std::string& path) {
         if (auto limit = read_number(path + name))
             room.memory = std::min(room.memory, left(*limit, used_memory(path)));
     if (auto limit = read_number(path + "/pids.max"))
-        room.tasks = std::min(room.tasks, left(*limit, read_number(path + "/pids.current").value_or(0)));
+        room.tasks =
+            std::min(room.tasks, left(*limit, read_number(path + "/pids.current").value_or(0)));
 }
 
 }  // namespace
 
 Room cgroup_room(const std::string& path, const std::string& top) {
     Room room;
-    for (std::string at = path; at.size() > top.size() && at.starts_with(top); at.resize(at.rfind('/')))
+    for (std::string at = path; at.size() > top.size() && at.starts_with(top);
+         at.resize(at.rfind('/')))
         narrow(room, at);
     return room;
 }

@@ -114,7 +114,8 @@ void PageImages::add_pages(const ProcessSource& source, const std::vector<PageSe
                            const Output& out) {
     auto later = [&](const PageSegment& segment) { return source.copy != 0 && segment.forks; };
     const PageSource now{source.pid, source.mem_fd, fmt::format("pid {}", source.pid)};
-    const PageSource copy{source.copy, source.copy_mem_fd, fmt::format("copy of pid {}", source.pid)};
+    const PageSource copy{source.copy, source.copy_mem_fd,
+                          fmt::format("copy of pid {}", source.pid)};
     uint64_t offset = 0;
     for (auto next = segments.begin(); next != segments.end();) {
         const bool is_later = later(*next);

@@ -26,14 +26,14 @@ struct PageSegment {
 
 // Where the pages of a process are read. Descriptors are borrowed.
 struct ProcessSource {
-    pid_t pid = 0;     // it stands still until run() has returned
-    int mem_fd = -1;   // /proc/PID/mem
-    pid_t copy = 0;    // forked off it, for run_later(); 0: there is none, run() takes all
+    pid_t pid = 0;    // it stands still until run() has returned
+    int mem_fd = -1;  // /proc/PID/mem
+    pid_t copy = 0;   // forked off it, for run_later(); 0: there is none, run() takes all
     int copy_mem_fd = -1;
 };
 
-// Writes pagemap-*.img at once and remembers the pages; run() then moves them into pages-*.img, and run_later() those
-// that copies hold.
+// Writes pagemap-*.img at once and remembers the pages; run() then moves them into pages-*.img, and
+// run_later() those that copies hold.
 class PageImages {
   public:
     // `dir` is borrowed.
@@ -46,8 +46,8 @@ class PageImages {
     Result<void> add_shared(uint64_t shmid, int fd, uint64_t size);
     Result<void> run(Steps& steps, unsigned threads = 0);
     Result<void> run_later(Steps& steps, unsigned threads = 0);
-    // Of files that are about to be written, while their pages pass by. Not of all: what is not worth it is left
-    // to the caller.
+    // Of files that are about to be written, while their pages pass by. Not of all: what is not
+    // worth it is left to the caller.
     void want_digests();
     std::vector<images::FileDigest> digests() const;
 

@@ -3,11 +3,11 @@
 // Moves pages from where they are into files, with as many threads as pay off.
 #pragma once
 
+#include <sys/types.h>
+#include <sys/uio.h>
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <sys/types.h>
-#include <sys/uio.h>
 #include <vector>
 
 #include "core/base/error.h"

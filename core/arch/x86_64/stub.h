@@ -24,9 +24,10 @@ struct StubReturn {
 inline constexpr size_t kStubSize = 368;
 inline constexpr uint64_t kStubMagic = 0x42555453'54504b43;  // "CKPTSTUB"
 
-// Where a stub is entered with a call that makes a child which shares its memory (clone with CLONE_VM, no exit
-// signal). The child, if it is let go, ends at once; the parent waits for its end (waitid with __WALL), and then
-// goes on as after any other call. So neither runs what is not its own, and no dead child is left, whoever dies.
+// Where a stub is entered with a call that makes a child which shares its memory (clone with
+// CLONE_VM, no exit signal). The child, if it is let go, ends at once; the parent waits for its end
+// (waitid with __WALL), and then goes on as after any other call. So neither runs what is not its
+// own, and no dead child is left, whoever dies.
 inline constexpr uint64_t kCloneEntry = 4;
 inline constexpr size_t kSyscallSize = 2;
 
@@ -51,7 +52,8 @@ struct WayHome {
 // not in the code.
 std::optional<WayHome> way_home(const std::byte* bytes, uint64_t place, const user_regs_struct& regs);
 
-// It has made a child at kCloneEntry, or is that child, and must go on by itself: there is no way home yet.
+// It has made a child at kCloneEntry, or is that child, and must go on by itself: there is no way
+// home yet.
 bool is_with_child(uint64_t place, const user_regs_struct& regs);
 
 }  // namespace checkpointd
