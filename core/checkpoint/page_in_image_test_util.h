@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <fcntl.h>
 #include <string>
+#include <unistd.h>
 
 #include <gtest/gtest.h>
 
-#include "core/base/io.h"
+#include "core/base/scoped_fd.h"
 #include "core/kernel/page_scan.h"
 #include "images/image_dir.h"
 #include "images/proto/memory.pb.h"
@@ -25,9 +27,13 @@ inline std::string page_in_image(const images::ImageDir& dir, images::ImageType 
     for (const auto& entry : *entries) {
         uint64_t size = entry.nr_pages() * kPageSize;
         if (address >= entry.vaddr() && address < entry.vaddr() + size) {
-            auto pages = read_file(dir.fd(), images::image_name(images::ImageType::kPages, head->pages_id()),
-                                   1u << 30);
-            return pages->substr(offset + address - entry.vaddr(), kPageSize);
+            auto name = images::image_name(images::ImageType::kPages, head->pages_id());
+            const ScopedFd file(openat(dir.fd(), name.c_str(), O_RDONLY | O_CLOEXEC));
+            std::string page(kPageSize, 0);
+            EXPECT_EQ(pread(file.get(), page.data(), page.size(),
+                            static_cast<off_t>(offset + address - entry.vaddr())),
+                      ssize_t{kPageSize});
+            return page;
         }
         offset += size;
     }
