@@ -183,13 +183,16 @@ class Host:
 
     @contextlib.contextmanager
     def taken(self, *pids):
-        """A process of taker-PID.service has each of these PIDs, which nobody must keep."""
+        """A process of taker-PID.service has each of these PIDs, which nobody must keep. The numbers behind them go
+        to nobody: what stays for long (checkpointd itself) could get one that is to be taken next."""
+        last = "/proc/sys/kernel/ns_last_pid"
         try:
             for pid in pids:
-                take = f"while :; do echo {pid - 1} >/proc/sys/kernel/ns_last_pid; sleep 300 & " \
-                       f"[ $! = {pid} ] && break; kill $!; done; setsid sleep 0; disown; echo $!"
+                take = f"was=$(<{last}); for try in {{1..2000}}; do echo {pid - 1} >{last}; sleep 300 & taker=$!; " \
+                       f"echo $was >{last}; [ $taker = {pid} ] && break; kill $taker; done; disown"
                 self.run("systemd-run", "-u", f"taker-{pid}", "-p", "Type=forking", "bash", "-c", take)
-                check_equal(self.read(f"/proc/{pid}/comm"), "sleep\n", f"who has PID {pid} now")
+                wait_for(lambda number=pid: self.run("cat", f"/proc/{number}/comm", check=False).out == "sleep\n",
+                         f"PID {pid} is taken")
             yield
         finally:
             for pid in pids:
