@@ -70,7 +70,7 @@ struct CheckpointRequest {
 
 // One stretch of the work, in order.
 struct PhaseTime {
-    std::string name;  // "freeze", "collect", "write", "copies"
+    std::string name;  // "quiesce", "freeze", "devices", "collect", "write", "copies"
     std::chrono::nanoseconds took{0};
 };
 
