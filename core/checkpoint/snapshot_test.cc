@@ -9,6 +9,8 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <fcntl.h>
+#include <filesystem>
 #include <functional>
 #include <random>
 #include <string>
@@ -259,17 +261,21 @@ TEST_F(Snapshot, EveryStepMayFail) {
     EXPECT_EQ(last, "checkpoint.copies");
 }
 
-// A dumper of its own, which may die.
-pid_t start_dumper(pid_t target, Steps& steps, bool for_ever) {
+// A dumper of its own, which may die. What it leaves in `place` goes with that.
+pid_t start_dumper(pid_t target, Steps& steps, const TestDir& place, bool for_ever) {
     pid_t dumper = fork();
     if (dumper != 0)
         return dumper;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (bool again = true; again; again = for_ever) {
-        TestDir tmp;
+        mkdirat(place.fd(), "image", 0700);
+        const ScopedFd image(openat(place.fd(), "image", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
         CheckpointStats stats;
-        if (!snapshot(request_for(target, tmp), steps, stats))
+        auto request = request_for(target, place);
+        request.image_dir_fd = image.get();
+        if (!snapshot(request, steps, stats))
             _exit(1);
+        std::filesystem::remove_all(place.path() + "/image");
     }
     _exit(0);
 }
@@ -277,8 +283,9 @@ pid_t start_dumper(pid_t target, Steps& steps, bool for_ever) {
 TEST_F(Snapshot, TheDumperMayDieInEveryStep) {
     int status = 1;
     for (unsigned fatal = 0; status != 0; ++fatal) {
+        TestDir place;
         FatalSteps steps(fatal, true);
-        waitpid(start_dumper(target_.pid(), steps, false), &status, 0);
+        waitpid(start_dumper(target_.pid(), steps, place, false), &status, 0);
         expect_untouched();
         ASSERT_TRUE(WIFSIGNALED(status) || status == 0) << "the dumper failed";
         ASSERT_FALSE(HasFailure()) << "killed in step number " << fatal;
@@ -294,7 +301,8 @@ TEST_F(Snapshot, TheDumperMayDieAtAnyInstant) {
     std::minstd_rand random(static_cast<unsigned>(getpid()));
     SilentSteps silent;
     for (int i = 0; i < kills; ++i) {
-        pid_t dumper = start_dumper(target_.pid(), silent, true);
+        TestDir place;
+        pid_t dumper = start_dumper(target_.pid(), silent, place, true);
         usleep(random() % 40000);
         kill(dumper, SIGKILL);
         int status = 0;
