@@ -79,7 +79,7 @@ struct Findings {
     extern "C" __attribute__( \
         (section("payload"), used, noinline, no_sanitize("address", "undefined")))
 
-PAYLOAD [[noreturn]] void payload_main(Findings* found) {
+PAYLOAD __attribute__((noreturn)) void payload_main(Findings* found) {
     uint64_t xmm;
     asm volatile("movq %%xmm7, %0" : "=r"(xmm));
     auto call = [](uint64_t nr, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0,
@@ -121,7 +121,7 @@ PAYLOAD [[noreturn]] void payload_main(Findings* found) {
         call(SYS_pause);
 }
 
-PAYLOAD [[noreturn]] void payload_thread(Findings* found) {
+PAYLOAD __attribute__((noreturn)) void payload_thread(Findings* found) {
     found->thread_tid = restorer::raw_syscall(SYS_gettid);
     for (;;) {
         found->thread_beats = found->thread_beats + 1;

@@ -671,7 +671,7 @@ TEST_F(RoundTrip, OfDescriptors) {
         socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
         (void)!write(pair[0], "in the socket", 13);
         (void)!pipe2(pipes, O_NONBLOCK);
-        fcntl(pipes[0], F_SETPIPE_SZ, 8192);
+        (void)fcntl(pipes[0], F_SETPIPE_SZ, 8192);
         (void)!write(pipes[1], "in the pipe", 11);
         int listener = socket(AF_INET, SOCK_STREAM, 0);
         sockaddr_in address{};
