@@ -334,7 +334,13 @@ Result<void> StagedUnit::announce(pid_t main_pid, Steps& steps, Deadline deadlin
     if (facts_.type == "forking" || facts_.type == "oneshot")
         return {};
     CKPT_TRY(steps.enter("units.hand-over.ready"));
-    return notify_as(helper_pid_, "READY=1");
+    CKPT_TRY(notify_as(helper_pid_, "READY=1"));
+    // PID 1 finds the unit of a message by its sender. If it reaps the helper first, nobody has said it.
+    return poll_until(deadline, facts_.id, "systemd did not hear that the restored unit is ready",
+                      [&]() -> Result<bool> {
+                          CKPT_ASSIGN(std::string now, systemd_->text(facts_.id, "Unit", "ActiveState"));
+                          return now != "activating";
+                      });
 }
 
 Result<void> StagedUnit::dismiss_helper(Steps& steps, Deadline deadline) {
