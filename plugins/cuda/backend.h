@@ -23,6 +23,9 @@ class Backend {
     virtual bool finish_late(Deadline deadline) = 0;
 };
 
+// Whether there is something to read, or a process has ended (pidfd), before the deadline passes.
+bool wait_readable(int fd, Backend::Deadline deadline);
+
 // The helper of checkpointd-cuda.socket or, where there is none, one of our own; or the cuda-checkpoint command.
 Result<std::unique_ptr<Backend>> open_backend(const Settings& settings);
 

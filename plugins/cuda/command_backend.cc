@@ -7,7 +7,6 @@
 #include <charconv>
 #include <cstdio>
 #include <fcntl.h>
-#include <poll.h>
 #include <spawn.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -76,18 +75,6 @@ Result<Running> start(const std::vector<std::string>& words) {
     return running;
 }
 
-bool has_ended(int pidfd, Backend::Deadline deadline) {
-    using std::chrono::milliseconds;
-    for (;;) {
-        const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now()).count();
-        pollfd waiting{pidfd, POLLIN, 0};
-        if (poll(&waiting, 1, static_cast<int>(std::clamp<int64_t>(left, 0, 60000))) > 0)
-            return true;
-        if (left <= 0)
-            return false;
-    }
-}
-
 // Its words become what the driver would have answered.
 Answer translate(const Request& request, int status, const std::string& output) {
     Answer answer;
@@ -116,7 +103,7 @@ Answer translate(const Request& request, int status, const std::string& output) 
 
 Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline) {
     CKPT_ASSIGN(Running running, start(arguments(command_, request)));
-    if (!has_ended(running.pidfd.get(), deadline)) {
+    if (!wait_readable(running.pidfd.get(), deadline)) {
         late_ = std::move(running.pidfd);
         late_pid_ = running.pid;
         return fail(ErrorKind::kTimeout, command_, "does not end in time");
@@ -133,7 +120,7 @@ Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline) {
 bool CommandBackend::finish_late(Deadline deadline) {
     if (!late_)
         return true;
-    if (!has_ended(late_.get(), deadline))
+    if (!wait_readable(late_.get(), deadline))
         return false;
     waitpid(late_pid_, nullptr, __WALL);
     late_.reset();

@@ -3,7 +3,6 @@
 
 #include <cerrno>
 #include <cstring>
-#include <poll.h>
 #include <spawn.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -58,20 +57,9 @@ Result<ScopedFd> open_connection() {
     return shared;
 }
 
-int left_ms(Backend::Deadline deadline) {
-    using std::chrono::milliseconds;
-    const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now());
-    return static_cast<int>(std::clamp<int64_t>(left.count(), 0, 3600 * 1000));
-}
-
 // False when the deadline passes.
 Result<bool> receive(int fd, Answer& answer, Backend::Deadline deadline) {
-    pollfd waiting{fd, POLLIN, 0};
-    int ready = 0;
-    do
-        ready = poll(&waiting, 1, left_ms(deadline));
-    while ((ready < 0 && errno == EINTR) || (ready == 0 && left_ms(deadline) > 0));
-    if (ready == 0)
+    if (!wait_readable(fd, deadline))
         return false;
     const ssize_t got = recv(fd, &answer, sizeof(answer), 0);
     if (got != sizeof(answer) || answer.version != kMessageVersion)

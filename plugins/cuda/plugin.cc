@@ -3,9 +3,8 @@
 // The C side of the CUDA plugin.
 #include "plugins/plugin.h"
 
-#include <algorithm>
-
 #include "plugins/cuda/session.h"
+#include "plugins/host/deadline.h"
 
 namespace checkpointd::cuda {
 namespace {
@@ -39,13 +38,7 @@ Session& of(void* self) { return *static_cast<Session*>(self); }
 
 std::vector<pid_t> list(const pid_t* pids, size_t count) { return {pids, pids + count}; }
 
-Session::Deadline deadline_of(const ckptd_call* call) {
-    using Time = Session::Deadline;
-    const auto most = std::chrono::duration_cast<std::chrono::microseconds>(Time::max().time_since_epoch());
-    return call->deadline_usec >= static_cast<uint64_t>(most.count())
-               ? Time::max()
-               : Time(std::chrono::microseconds(call->deadline_usec));
-}
+Session::Deadline deadline_of(const ckptd_call* call) { return to_deadline(call->deadline_usec); }
 
 int open(const ckptd_host* host, ckptd_purpose purpose, ckptd_call* call, void** self) {
     auto session = Session::open(*host, purpose);

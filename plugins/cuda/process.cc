@@ -4,6 +4,8 @@
 #include <cerrno>
 #include <thread>
 
+#include "plugins/host/deadline.h"
+
 namespace checkpointd::cuda {
 namespace {
 
@@ -39,11 +41,6 @@ std::string object_of(pid_t pid) { return fmt::format("pid {} (CUDA)", pid); }
 
 std::string said(const Answer& answer) {
     return answer.code == kSuccess ? "success" : fmt::format("{} ({})", answer.text, answer.code);
-}
-
-uint64_t to_usec(Backend::Deadline deadline) {
-    return static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::microseconds>(deadline.time_since_epoch()).count());
 }
 
 Request request_for(Operation operation, pid_t pid) {
@@ -109,7 +106,7 @@ Result<void> Process::hold_thread(const ckptd_host* host) {
     if (!is_loose_)
         return {};
     is_loose_ = false;
-    if (host->hold_thread(host->context, pid_, thread_, to_usec(Clock::now() + kAnswerTime)) != 0)
+    if (host->hold_thread(host->context, pid_, thread_, deadline_usec(Clock::now() + kAnswerTime)) != 0)
         return fail_errno(object_of(pid_), fmt::format("cannot stop its thread {} again", thread_));
     return {};
 }

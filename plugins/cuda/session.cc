@@ -9,10 +9,9 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/kernel/room.h"
 #include "core/transaction/undo_kinds.h"
-#include "plugins/cuda/command_backend.h"
 #include "plugins/cuda/devices_image.h"
-#include "plugins/cuda/helper_backend.h"
 
 namespace checkpointd::cuda {
 namespace {
@@ -42,21 +41,9 @@ bool has_instances() {
     return false;
 }
 
-uint64_t available_memory() {
-    auto text = read_file(AT_FDCWD, "/proc/meminfo");
-    const size_t at = text ? text->find("MemAvailable:") : std::string::npos;
-    return at == std::string::npos ? UINT64_MAX : std::stoull(text->substr(at + 13)) * 1024;
-}
-
 Backend::Deadline soon(Backend::Deadline deadline) { return std::min(deadline, Clock::now() + kAskTime); }
 
 }  // namespace
-
-Result<std::unique_ptr<Backend>> open_backend(const Settings& settings) {
-    if (settings.by_command)
-        return std::unique_ptr<Backend>(new CommandBackend(settings.command));
-    return HelperBackend::open();
-}
 
 Result<std::unique_ptr<Session>> Session::open(const ckptd_host& host, ckptd_purpose purpose) {
     CKPT_ASSIGN(Settings settings,
@@ -98,7 +85,7 @@ Result<void> Session::check_host_memory(const Answer& devices) const {
     uint64_t used = 0;
     for (uint32_t i = 0; i < devices.device_count; ++i)
         used += devices.devices[i].total_bytes - devices.devices[i].free_bytes;
-    const uint64_t available = available_memory();
+    const uint64_t available = available_memory().value_or(UINT64_MAX);
     if (!settings_.checks_memory || used <= available)
         return {};
     return fail(ErrorKind::kConflict, "host memory",

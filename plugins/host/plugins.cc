@@ -6,6 +6,7 @@
 #include <fcntl.h>
 
 #include "core/base/io.h"
+#include "plugins/host/deadline.h"
 #include "plugins/host/plugin_library.h"
 
 namespace checkpointd {
@@ -30,24 +31,13 @@ ErrorKind kind_of(ckptd_trouble trouble) {
     return ErrorKind::kSystem;
 }
 
-// CLOCK_MONOTONIC is what libstdc++'s steady_clock reads.
-uint64_t to_usec(std::chrono::steady_clock::time_point when) {
-    return static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::microseconds>(when.time_since_epoch()).count());
-}
-
-std::chrono::steady_clock::time_point to_deadline(uint64_t usec) {
-    using Time = std::chrono::steady_clock::time_point;
-    return usec >= to_usec(Time::max()) ? Time::max() : Time(std::chrono::microseconds(usec));
-}
-
 // One call into a plugin, and what it says while it fails.
 struct Call {
     Call(std::chrono::steady_clock::time_point deadline, int cancel_fd,
          std::function<void(uint64_t, uint64_t)> moved)
         : progress(std::move(moved)) {
         raw.size = sizeof(raw);
-        raw.deadline_usec = to_usec(deadline);
+        raw.deadline_usec = deadline_usec(deadline);
         raw.cancel_fd = cancel_fd;
         raw.context = this;
         raw.fail = [](const ckptd_call* call, ckptd_trouble trouble, int code, const char* object,

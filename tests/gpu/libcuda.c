@@ -395,6 +395,11 @@ static int find_process(int pid, struct remote *remote) {
     return look(remote) == 0 && remote->state.magic == kMagic ? SUCCESS : INVALID_VALUE;
 }
 
+static int find_in_state(int pid, int state, struct remote *remote) {
+    const int code = find_process(pid, remote);
+    return code == SUCCESS && remote->state.state != state ? ILLEGAL_STATE : code;
+}
+
 /* What the test wants of this call: 0 nothing. */
 static int fault(const char *call, const char *kind) {
     char name[20], what[20];
@@ -443,11 +448,9 @@ EXPORT int cuCheckpointProcessGetState(int pid, int *state) {
 
 EXPORT int cuCheckpointProcessLock(int pid, const uint32_t *args) {
     struct remote remote;
-    int code = find_process(pid, &remote);
+    int code = find_in_state(pid, RUNNING, &remote);
     if (code != SUCCESS)
         return code;
-    if (remote.state.state != RUNNING)
-        return ILLEGAL_STATE;
     if ((code = before("lock")) != SUCCESS)
         return code;
     SET(&remote, gate, 1);
@@ -477,11 +480,9 @@ static int have_done(struct remote *remote, int command) {
 EXPORT int cuCheckpointProcessCheckpoint(int pid, void *args) {
     (void)args;
     struct remote remote;
-    int code = find_process(pid, &remote);
+    int code = find_in_state(pid, LOCKED, &remote);
     if (code != SUCCESS)
         return code;
-    if (remote.state.state != LOCKED)
-        return ILLEGAL_STATE;
     if ((code = before("checkpoint")) != SUCCESS)
         return code;
     return after("checkpoint", have_done(&remote, DO_CHECKPOINT));
@@ -515,11 +516,9 @@ static int remap(struct remote *remote, const struct restore_args *args) {
 
 EXPORT int cuCheckpointProcessRestore(int pid, const struct restore_args *args) {
     struct remote remote;
-    int code = find_process(pid, &remote);
+    int code = find_in_state(pid, CHECKPOINTED, &remote);
     if (code != SUCCESS)
         return code;
-    if (remote.state.state != CHECKPOINTED)
-        return ILLEGAL_STATE;
     if ((code = remap(&remote, args)) != SUCCESS)
         return code;
     if ((code = before("restore")) != SUCCESS) {
@@ -533,11 +532,9 @@ EXPORT int cuCheckpointProcessRestore(int pid, const struct restore_args *args) 
 EXPORT int cuCheckpointProcessUnlock(int pid, const void *args) {
     (void)args;
     struct remote remote;
-    int code = find_process(pid, &remote);
+    int code = find_in_state(pid, LOCKED, &remote);
     if (code != SUCCESS)
         return code;
-    if (remote.state.state != LOCKED)
-        return ILLEGAL_STATE;
     if ((code = before("unlock")) != SUCCESS)
         return code;
     SET(&remote, gate, 0);

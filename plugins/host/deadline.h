@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+namespace checkpointd {
+
+// Deadlines as plugin.h has them: microseconds of CLOCK_MONOTONIC, which is what libstdc++'s steady_clock reads.
+// What is too late for that clock never comes.
+inline uint64_t deadline_usec(std::chrono::steady_clock::time_point when) {
+    return static_cast<uint64_t>(
+        std::chrono::duration_cast<std::chrono::microseconds>(when.time_since_epoch()).count());
+}
+
+inline std::chrono::steady_clock::time_point to_deadline(uint64_t usec) {
+    using Time = std::chrono::steady_clock::time_point;
+    return usec >= deadline_usec(Time::max()) ? Time::max() : Time(std::chrono::microseconds(usec));
+}
+
+}  // namespace checkpointd
