@@ -101,9 +101,8 @@ struct CloseDir {
     void operator()(DIR* dir) const { closedir(dir); }
 };
 
-// Entries of a folder of /proc/PID that are called by numbers.
-Result<std::vector<int>> list_numbers(pid_t pid, std::string_view folder) {
-    std::string path = fmt::format("/proc/{}/{}", pid, folder);
+// Entries of a folder that are called by numbers.
+Result<std::vector<int>> list_numbers(const std::string& path) {
     std::unique_ptr<DIR, CloseDir> dir(opendir(path.c_str()));
     if (!dir)
         return fail_errno(path, "cannot be listed", errno == ENOENT ? ESRCH : errno);
@@ -112,6 +111,10 @@ Result<std::vector<int>> list_numbers(pid_t pid, std::string_view folder) {
         if (auto number = to_number<int>(entry->d_name))
             numbers.push_back(*number);
     return numbers;
+}
+
+Result<std::vector<int>> list_numbers(pid_t pid, std::string_view folder) {
+    return list_numbers(fmt::format("/proc/{}/{}", pid, folder));
 }
 
 }  // namespace
@@ -217,6 +220,8 @@ Result<std::vector<int>> read_descriptor_list(pid_t pid) {
     std::sort(numbers.begin(), numbers.end());
     return numbers;
 }
+
+Result<std::vector<pid_t>> read_process_list() { return list_numbers("/proc"); }
 
 Result<std::vector<pid_t>> read_task_list(pid_t pid) {
     CKPT_ASSIGN(std::vector<pid_t> tids, list_numbers(pid, "task"));

@@ -56,6 +56,8 @@ Result<TimeOffsets> read_time_offsets(pid_t pid);
 std::optional<std::string> parse_cgroup2_path(std::string_view text);
 Result<std::optional<std::string>> read_cgroup2_path(pid_t pid);
 
+// All processes that /proc shows, in no order.
+Result<std::vector<pid_t>> read_process_list();
 // Thread ids of a process, the leader first, the others ascending.
 Result<std::vector<pid_t>> read_task_list(pid_t pid);
 // Numbers of a process's open descriptors, ascending.

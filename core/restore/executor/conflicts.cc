@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/restore/executor/conflicts.h"
 
-#include <charconv>
 #include <cstdio>
-#include <dirent.h>
 #include <fcntl.h>
-#include <memory>
 #include <poll.h>
 #include <set>
 #include <vector>
@@ -19,10 +16,6 @@
 namespace checkpointd {
 
 namespace {
-
-struct CloseDir {
-    void operator()(DIR* dir) const { closedir(dir); }
-};
 
 std::set<pid_t> wanted_numbers(const RestorePlan& plan) {
     std::set<pid_t> wanted(plan.helpers.begin(), plan.helpers.end());
@@ -79,14 +72,7 @@ Error taken(pid_t id, const std::string& by) {
 
 // A number stays in use while a group or session has it, though its process is gone.
 void find_members(const std::set<pid_t>& wanted, Holders& holders) {
-    std::unique_ptr<DIR, CloseDir> proc(opendir("/proc"));
-    if (!proc)
-        return;
-    while (dirent* entry = readdir(proc.get())) {
-        std::string_view name = entry->d_name;
-        pid_t pid = 0;
-        if (std::from_chars(name.data(), name.data() + name.size(), pid).ec != std::errc{})
-            continue;
+    for (pid_t pid : read_process_list().value_or(std::vector<pid_t>())) {
         auto stat = read_file(AT_FDCWD, fmt::format("/proc/{}/stat", pid));
         if (!stat)
             continue;

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/restore/executor/task_numbers.h"
 
-#include <charconv>
-#include <dirent.h>
 #include <fcntl.h>
-#include <memory>
 #include <string>
 #include <unistd.h>
 
@@ -12,28 +9,9 @@
 
 #include "core/base/io.h"
 #include "core/kernel/proc_status.h"
+#include "core/kernel/proc_task.h"
 
 namespace checkpointd {
-
-namespace {
-
-struct CloseDir {
-    void operator()(DIR* dir) const { closedir(dir); }
-};
-
-std::vector<pid_t> numbers_in(const std::string& path) {
-    std::vector<pid_t> numbers;
-    std::unique_ptr<DIR, CloseDir> dir(opendir(path.c_str()));
-    while (dirent* entry = dir ? readdir(dir.get()) : nullptr) {
-        std::string_view name = entry->d_name;
-        pid_t number = 0;
-        if (std::from_chars(name.data(), name.data() + name.size(), number).ec == std::errc{})
-            numbers.push_back(number);
-    }
-    return numbers;
-}
-
-}  // namespace
 
 TaskNumbers::TaskNumbers(bool differ) : differ_(differ) {
     if (!differ)
@@ -76,9 +54,9 @@ bool is_traced_by_us(pid_t id) {
 
 std::vector<pid_t> find_tracees() {
     std::vector<pid_t> found;
-    for (pid_t pid : numbers_in("/proc"))
+    for (pid_t pid : read_process_list().value_or(std::vector<pid_t>()))
         if (is_traced_by_us(pid))
-            for (pid_t tid : numbers_in(fmt::format("/proc/{}/task", pid)))
+            for (pid_t tid : read_task_list(pid).value_or(std::vector<pid_t>()))
                 found.push_back(tid);
     return found;
 }
