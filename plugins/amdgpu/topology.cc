@@ -164,8 +164,8 @@ std::string gpu_name(uint32_t gpu_id) { return fmt::format("GPU {:#06x}", gpu_id
 Result<void> parse_node_properties(const std::string& text, Node& node, const std::string& object) {
     return each_property(text, object, [&](std::string_view name, uint64_t value) {
         for (const NamedField& field : kFields)
-            if (field.name == name)
-                node.*field.field = value;
+            if (field.name == name)  // images have 32 bits for all but one: what differs beyond could never fit
+                node.*field.field = name == "hive_id" ? value : static_cast<uint32_t>(value);
     });
 }
 

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "plugins/amdgpu/transfer.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <random>
+#include <sys/eventfd.h>
+
+#include "plugins/amdgpu/engine_test_util.h"
+
+namespace checkpointd::amdgpu {
+namespace {
+
+using testing::HasSubstr;
+
+ScopedFd memory_file(const std::string& content) {
+    ScopedFd fd(memfd_create("transfer", MFD_CLOEXEC));
+    EXPECT_EQ(pwrite(fd.get(), content.data(), content.size(), 0), static_cast<ssize_t>(content.size()));
+    return fd;
+}
+
+std::string random_bytes(size_t size, unsigned seed) {
+    std::mt19937 random(seed);
+    std::string bytes(size, 0);
+    for (char& byte : bytes)
+        byte = static_cast<char>(random());
+    return bytes;
+}
+
+std::string content_of(int fd, size_t size) {
+    std::string content(size, 0);
+    EXPECT_EQ(pread(fd, content.data(), size, 0), static_cast<ssize_t>(size));
+    return content;
+}
+
+class Transfer : public testing::Test {
+  protected:
+    static constexpr size_t kSizes[] = {4096, 3 * 65536 + 4096, 65536, 200 * 4096};
+    static constexpr uint32_t kGpus = 2;
+
+    void SetUp() override {
+        options_.staging_bytes = kGpus * 4 * 65536;
+        options_.gpu_count = kGpus;
+        size_t total = 0;
+        for (size_t size : kSizes)
+            total += size;
+        contents_ = random_bytes(total * kGpus, 7);
+    }
+
+    std::unique_ptr<TransferPipeline> pipeline(Direction direction) {
+        return std::make_unique<TransferPipeline>(direction, options_, [this](uint32_t minor) {
+            return Result<std::unique_ptr<CopyEngine>>(std::make_unique<FakeEngine>(gpus_[minor - 128]));
+        });
+    }
+    // Buffers of both GPUs, in the order of the file.
+    void add_all(TransferPipeline& pipeline, const std::shared_ptr<const ScopedFd>& file) {
+        uint64_t at = 0;
+        for (uint32_t gpu = 0; gpu < kGpus; ++gpu)
+            for (size_t size : kSizes) {
+                BufferTransfer transfer;
+                transfer.dmabuf = ScopedFd(dup(buffers_[gpu].emplace_back(memory_file({})).get()));
+                EXPECT_EQ(ftruncate(transfer.dmabuf.get(), static_cast<off_t>(size)), 0);
+                transfer.file = file;
+                transfer.file_offset = at;
+                transfer.size = size;
+                transfer.name = fmt::format("buffer {} of GPU {}", buffers_[gpu].size(), gpu);
+                transfer.on_done = [this] { ++done_; };
+                pipeline.add(128 + gpu, std::move(transfer));
+                at += size;
+            }
+    }
+    std::string all_buffers() {
+        std::string all;
+        for (uint32_t gpu = 0; gpu < kGpus; ++gpu)
+            for (size_t i = 0; i < std::size(kSizes); ++i)
+                all += content_of(buffers_[gpu][i].get(), kSizes[i]);
+        return all;
+    }
+    void expect_nothing_left() {
+        for (FakeGpu& gpu : gpus_) {
+            EXPECT_EQ(gpu.engines, 0);
+            EXPECT_EQ(gpu.attached, 0);
+        }
+    }
+    std::shared_ptr<const ScopedFd> file(const std::string& content) {
+        return std::make_shared<const ScopedFd>(memory_file(content));
+    }
+    Result<void> restore() {
+        auto line = pipeline(Direction::kToDevice);
+        add_all(*line, file(contents_));
+        return line->finish();
+    }
+
+    TransferOptions options_;
+    FakeGpu gpus_[kGpus];
+    std::vector<ScopedFd> buffers_[kGpus];
+    std::string contents_;
+    std::atomic<int> done_ = 0;
+};
+
+TEST_F(Transfer, FillsAllBuffersOfAllGpus) {
+    std::atomic<uint64_t> last = 0;
+    options_.progress = [&](uint64_t done, uint64_t total) {
+        EXPECT_LE(done, total);
+        last = std::max(last.load(), done);
+    };
+    auto result = restore();
+    ASSERT_TRUE(result) << result.error().text();
+    EXPECT_EQ(all_buffers(), contents_);
+    EXPECT_EQ(last, contents_.size());
+    EXPECT_EQ(done_, 8);
+    expect_nothing_left();
+}
+
+TEST_F(Transfer, SavesAllBuffersOfAllGpus) {
+    const auto out = file({});
+    auto line = pipeline(Direction::kFromDevice);
+    add_all(*line, out);  // of zeros
+    ASSERT_TRUE(line->finish());
+    EXPECT_EQ(content_of(out->get(), contents_.size()), std::string(contents_.size(), 0));
+
+    auto again = pipeline(Direction::kFromDevice);
+    uint64_t at = 0;
+    for (uint32_t gpu = 0; gpu < kGpus; ++gpu)
+        for (size_t i = 0; i < std::size(kSizes); at += kSizes[i++]) {
+            ASSERT_EQ(pwrite(buffers_[gpu][i].get(), contents_.data() + at, kSizes[i], 0),
+                      static_cast<ssize_t>(kSizes[i]));
+            again->add(128 + gpu, {ScopedFd(dup(buffers_[gpu][i].get())), out, at, kSizes[i], "buffer", {}});
+        }
+    auto result = again->finish();
+    ASSERT_TRUE(result) << result.error().text();
+    EXPECT_EQ(content_of(out->get(), contents_.size()), contents_);
+    expect_nothing_left();
+}
+
+TEST_F(Transfer, ReadsWhileTheEngineCopies) {
+    for (FakeGpu& gpu : gpus_)
+        gpu.bytes_per_second = 100e6;
+    ASSERT_TRUE(restore());
+    EXPECT_EQ(gpus_[0].most_under_way, 4);
+    EXPECT_EQ(all_buffers(), contents_);
+}
+
+TEST_F(Transfer, OnePieceAloneOverlapsNothing) {
+    options_.pieces = 1;
+    ASSERT_TRUE(restore());
+    EXPECT_EQ(gpus_[0].most_under_way, 1);
+    EXPECT_EQ(all_buffers(), contents_);
+}
+
+TEST_F(Transfer, EveryFailureOfTheEngineIsTheEnd) {
+    ASSERT_TRUE(restore());
+    const int calls = gpus_[0].calls;
+    ASSERT_GT(calls, 20);
+    for (int at = 1; at <= calls; ++at) {
+        for (FakeGpu& gpu : gpus_)
+            gpu.calls = gpu.under_way = 0;
+        for (auto& buffers : buffers_)
+            buffers.clear();
+        gpus_[0].fails_at = at;
+        auto result = restore();
+        ASSERT_FALSE(result) << "call " << at;
+        EXPECT_THAT(result.error().text(), HasSubstr("was told to fail"));
+        expect_nothing_left();
+    }
+}
+
+TEST_F(Transfer, AFileThatIsTooShortIsNamed) {
+    contents_.resize(contents_.size() - 1);
+    auto result = restore();
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().kind, ErrorKind::kBadImage);
+    EXPECT_THAT(result.error().line(), HasSubstr("buffer 4 of GPU 1"));
+    expect_nothing_left();
+}
+
+TEST_F(Transfer, WhatCannotBeWrittenIsNamed) {
+    auto line = pipeline(Direction::kFromDevice);
+    add_all(*line, std::make_shared<const ScopedFd>(open("/dev/full", O_WRONLY | O_CLOEXEC)));
+    auto result = line->finish();
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().errno_code, ENOSPC);
+    expect_nothing_left();
+}
+
+TEST_F(Transfer, ACopyThatDoesNotEndTimesOut) {
+    gpus_[1].hangs = true;
+    options_.copy_timeout = std::chrono::milliseconds(20);
+    auto result = restore();
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().kind, ErrorKind::kTimeout);
+    EXPECT_THAT(result.error().line(), HasSubstr("buffer 1 of GPU 1"));
+    EXPECT_EQ(gpus_[1].engines, 1);  // left alone: it may copy yet
+    EXPECT_EQ(gpus_[0].engines, 0);
+}
+
+TEST_F(Transfer, AnEngineThatCannotBeOpenedIsTheEnd) {
+    TransferPipeline line(Direction::kToDevice, options_, [](uint32_t) -> Result<std::unique_ptr<CopyEngine>> {
+        return fail(ErrorKind::kUnsupported, "libdrm", "is not there");
+    });
+    add_all(line, file(contents_));
+    auto result = line.finish();
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().object, "libdrm");
+}
+
+TEST_F(Transfer, CancelAndDeadlineEndIt) {
+    for (FakeGpu& gpu : gpus_)
+        gpu.bytes_per_second = 1e6;
+    const ScopedFd cancel(eventfd(1, EFD_CLOEXEC));
+    options_.cancel_fd = cancel.get();
+    auto result = restore();
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().kind, ErrorKind::kCancelled);
+    options_.cancel_fd = -1;
+    options_.deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(30);
+    result = restore();
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().kind, ErrorKind::kTimeout);
+}
+
+TEST_F(Transfer, LeavingWithoutFinishIsCancelling) {
+    for (FakeGpu& gpu : gpus_)
+        gpu.bytes_per_second = 1e6;
+    {
+        auto line = pipeline(Direction::kToDevice);
+        add_all(*line, file(contents_));
+    }
+    expect_nothing_left();
+}
+
+TEST(PieceBytes, DividesTheMemory) {
+    TransferOptions options;
+    options.gpu_count = 2;
+    EXPECT_EQ(piece_bytes(options), 8u << 20);
+    options.gpu_count = 8;
+    EXPECT_EQ(piece_bytes(options), 2u << 20);
+    options.staging_bytes = 1;
+    EXPECT_EQ(piece_bytes(options), 64u << 10);
+    options.staging_bytes = 1ull << 40;
+    EXPECT_EQ(piece_bytes(options), 16u << 20);
+}
+
+}  // namespace
+}  // namespace checkpointd::amdgpu
