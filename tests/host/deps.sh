@@ -5,7 +5,7 @@
 build_packages='build-essential meson ninja-build pkg-config ccache
     libsdbus-c++-dev libsdbus-c++-bin libsystemd-dev libprotobuf-dev protobuf-compiler
     libyaml-cpp-dev libcap-dev libfmt-dev libexpected-dev libcli11-dev libgtest-dev libgmock-dev
-    nlohmann-json3-dev libxxhash-dev'
+    nlohmann-json3-dev libxxhash-dev libfuse3-dev'
 test_packages='systemd systemd-sysv dbus polkitd redis-server redis-tools util-linux iproute2 procps
     python3-minimal libpython3-stdlib git ca-certificates mmdebstrap debian-archive-keyring'
 lint_packages='clang-format clang-tidy'

@@ -336,11 +336,15 @@ uint32_t State::next_handle(const Process::Device& device) {
     return handle;
 }
 
+bool State::can_be_mapped(const BufferObject& object) {
+    return (object.flags & (KFD_IOC_ALLOC_MEM_FLAGS_GTT | KFD_IOC_ALLOC_MEM_FLAGS_PUBLIC)) != 0;
+}
+
 // VRAM that is not public has an offset as well, but nothing can be reached there.
 void State::add_mapping(BufferObject* object) {
     object->mmap_offset = next_offset_;
     next_offset_ += (object->size + kPage - 1) / kPage * kPage + kPage;
-    if ((object->flags & (KFD_IOC_ALLOC_MEM_FLAGS_GTT | KFD_IOC_ALLOC_MEM_FLAGS_PUBLIC)) == 0)
+    if (!can_be_mapped(*object))
         return;
     const std::lock_guard lock(mappings_mutex_);
     mappings_[gpus_[object->gpu].render_minor][object->mmap_offset] = object->memory;

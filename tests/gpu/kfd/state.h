@@ -150,10 +150,13 @@ class State {
         uint32_t minor_version = KFD_IOCTL_MINOR_VERSION;
         // Of the type in an mmap offset of /dev/kfd. 62 in the driver.
         unsigned mmap_type_shift = 62;
-        // Before the device looks at memory that programs may have mapped, and after it changed
-        // some. May not call back.
+        // Where programs map buffer objects through something that keeps copies of them (a file
+        // system): brings what they wrote into the memory, before it is exported; and the device's
+        // own way to what can be mapped. May not call back.
         std::function<void(uint32_t render_minor)> flush;
-        std::function<void(uint32_t render_minor, uint64_t offset, uint64_t size)> changed;
+        std::function<bool(uint32_t render_minor, uint64_t offset, void* data, size_t size,
+                           bool write)>
+            access_mapped;
         // The memory of a process, for the packets in its queues.
         std::function<bool(pid_t process, uint64_t address, void* data, size_t size)> read_memory;
         std::function<bool(pid_t process, uint64_t address, const void* data, size_t size)>
@@ -260,6 +263,7 @@ class State {
     int find_device(const Process& process, uint32_t user_id) const;  // index, or -1
     Counts count(const Process& process) const;
     uint64_t special_offset(const BufferObject& object) const;  // 0: it has a place of its own
+    static bool can_be_mapped(const BufferObject& object);
     static bool is_trap_handler(const BufferObject& object);
 
     bool run_packet(Process& process, Queue& queue);

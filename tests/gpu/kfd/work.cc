@@ -92,16 +92,12 @@ bool State::access(Process& process, size_t gpu, uint64_t address, void* data, u
                      : options_.read_memory(process.pid, object->user_address + offset, data, size);
     if (object->memory == nullptr)
         return false;
-    const uint32_t minor = gpus_[object->gpu].render_minor;
-    if (!write) {
-        if (options_.flush)
-            options_.flush(minor);
-        std::memcpy(data, object->memory->data() + offset, size);
-        return true;
-    }
-    std::memcpy(object->memory->data() + offset, data, size);
-    if (options_.changed)
-        options_.changed(minor, object->mmap_offset + offset, size);
+    if (options_.access_mapped && can_be_mapped(*object))
+        return options_.access_mapped(gpus_[object->gpu].render_minor, object->mmap_offset + offset,
+                                      data, size, write);
+    std::byte* memory = object->memory->data() + offset;
+    std::memcpy(write ? static_cast<void*>(memory) : data,
+                write ? data : static_cast<void*>(memory), size);
     return true;
 }
 
