@@ -324,22 +324,18 @@ Result<void> StagedUnit::announce(pid_t main_pid, Steps& steps, Deadline deadlin
         return {};  // it has no main process
     CKPT_TRY(steps.enter("units.hand-over.main-pid"));
     CKPT_TRY(check_new_main(main_pid, cgroup_));
-    // Alone in its message: systemd takes the READY=1 beside a MAINPID= that it refuses.
-    CKPT_TRY(notify_as(helper_pid_, fmt::format("MAINPID={}\nSTATUS=Restored from checkpoint", main_pid)));
-    CKPT_TRY(poll_until(deadline, facts_.id, "systemd did not accept the restored main process",
-                        [&]() -> Result<bool> {
-                            CKPT_ASSIGN(uint64_t now, systemd_->number(facts_.id, "Service", "MainPID"));
-                            return now == static_cast<uint64_t>(main_pid);
-                        }));
-    if (facts_.type == "forking" || facts_.type == "oneshot")
-        return {};
-    CKPT_TRY(steps.enter("units.hand-over.ready"));
-    CKPT_TRY(notify_as(helper_pid_, "READY=1"));
+    const bool says_ready = facts_.type != "forking" && facts_.type != "oneshot";
+    // In one message: should what is restored die as the main process of a unit that is starting yet, the start job
+    // would fail, and so would all that wait for it. PID 1 sets the main process before it hears READY=1
+    // (service_notify_message()), and hears that even if it refuses the process: hence the look at it.
+    CKPT_TRY(notify_as(helper_pid_, fmt::format("MAINPID={}\nSTATUS=Restored from checkpoint{}", main_pid,
+                                                says_ready ? "\nREADY=1" : "")));
     // PID 1 finds the unit of a message by its sender. If it reaps the helper first, nobody has said it.
-    return poll_until(deadline, facts_.id, "systemd did not hear that the restored unit is ready",
+    return poll_until(deadline, facts_.id, "systemd did not accept the restored main process",
                       [&]() -> Result<bool> {
-                          CKPT_ASSIGN(std::string now, systemd_->text(facts_.id, "Unit", "ActiveState"));
-                          return now != "activating";
+                          CKPT_ASSIGN(uint64_t now, systemd_->number(facts_.id, "Service", "MainPID"));
+                          CKPT_ASSIGN(std::string state, systemd_->text(facts_.id, "Unit", "ActiveState"));
+                          return now == static_cast<uint64_t>(main_pid) && (!says_ready || state != "activating");
                       });
 }
 

@@ -120,7 +120,7 @@ TEST(JobSteps, ProgressOnlyRises) {
         ASSERT_TRUE(channel);
         JobSteps steps(request);
         for (const char* step : {"checkpoint.resolve", "checkpoint.memory", "restore.open",
-                                 "units.stage.start-unit", "restore.memory", "units.hand-over.ready"})
+                                 "units.stage.start-unit", "restore.memory", "units.hand-over.main-pid"})
             ASSERT_TRUE(steps.enter(step));
         steps.moved(100, 100);
         ASSERT_TRUE(steps.enter("checkpoint.mark-ready"));

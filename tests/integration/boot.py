@@ -440,7 +440,7 @@ def in_time_or_not_at_all_when_the_system_goes_down(t):
 FAST = ["restore.verify", "units.stage.open-gate", "restore.plan", "units.hand-over.main-pid", "restore.run"]
 STEPS = FAST + ["restore.open", "restore.fresh", "units.stage.check", "units.stage.write-drop-in",
                 "units.stage.reload", "units.stage.wait-helper", "units.stage.take-descriptors", "restore.agent",
-                "restore.registers", "units.hand-over.wait-active", "units.hand-over.ready",
+                "restore.registers", "units.hand-over.wait-active",
                 "units.hand-over.dismiss-helper", "units.hand-over.commit", "restore.mark-consumed",
                 "restore.commit"]
 

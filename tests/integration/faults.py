@@ -636,7 +636,7 @@ def hang_in_a_step(t):
     down, up = at.steps("restore"), at.steps("checkpoint")
     some_up = ("checkpoint.seize", "checkpoint.ask", "checkpoint.memory", "units.stop.stop-unit",
                "checkpoint.mark-ready")
-    some_down = ("units.stage.wait-helper", "restore.memory", "units.hand-over.ready", "restore.commit",
+    some_down = ("units.stage.wait-helper", "restore.memory", "units.hand-over.main-pid", "restore.commit",
                  "units.hand-over.remove-drop-in")
     for steps, some in ((up, some_up), (down, some_down)):
         check(set(some) <= set(steps.names), f"{steps.verb}: the sample names steps that exist", steps.names)
