@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "units/pid_namespace.h"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -18,6 +19,7 @@
 #include "core/base/io.h"
 #include "core/base/pipe.h"
 #include "core/kernel/pidfd.h"
+#include "core/kernel/proc_status.h"
 #include "units/proc_mount.h"
 #include "units/sibling.h"
 #include "units/unit_process.h"
@@ -178,6 +180,17 @@ Result<void> PidNamespace::keep_for(const std::vector<pid_t>& roots) {
         left -= static_cast<size_t>(sent);
     }
     return {};
+}
+
+// By its program, and that by a name which only the host's own mounts can give.
+pid_t find_namespace_init(const std::vector<pid_t>& pids) {
+    auto is_init = [](pid_t pid) {
+        auto status = read_status(pid);
+        return status && status->ns_pids.size() > 1 && status->ns_pids.back() == 1 &&
+               read_link(AT_FDCWD, fmt::format("/proc/{}/exe", pid)).value_or("").starts_with(kPidInitProgram);
+    };
+    auto found = std::find_if(pids.begin(), pids.end(), is_init);
+    return found == pids.end() ? 0 : *found;
 }
 
 }  // namespace checkpointd

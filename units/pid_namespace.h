@@ -52,4 +52,7 @@ class PidNamespace {
     ScopedFd lifeline_;
 };
 
+// The first process of such a namespace among `pids`, which are a unit's; 0 if there is none.
+pid_t find_namespace_init(const std::vector<pid_t>& pids);
+
 }  // namespace checkpointd

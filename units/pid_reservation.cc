@@ -9,7 +9,7 @@
 #include <set>
 
 #include "core/base/io.h"
-#include "core/kernel/proc_stat.h"
+#include "core/kernel/proc_status.h"
 #include "core/kernel/proc_task.h"
 #include "units/placeholder.h"
 #include "units/unit_process.h"
@@ -66,14 +66,14 @@ std::string reservation_unit(std::string_view image) {
 std::vector<pid_t> numbers_of(const std::vector<pid_t>& pids) {
     std::set<pid_t> all;
     for (pid_t pid : pids) {
-        const std::vector<pid_t> tids = read_task_list(pid).value_or(std::vector<pid_t>());
-        all.insert(tids.begin(), tids.end());
-        auto stat = read_stat(pid);
-        if (!stat)
+        for (pid_t tid : read_task_list(pid).value_or(std::vector<pid_t>()))
+            all.insert(innermost_pid(tid));
+        auto process = read_status(pid);
+        if (!process)
             continue;
-        for (pid_t number : {stat->pgrp, stat->session})
-            if (number > 1 && access(fmt::format("/proc/{}", number).c_str(), F_OK) != 0)
-                all.insert(number);
+        for (const std::vector<pid_t>& group : {process->ns_pgids, process->ns_sids})
+            if (!group.empty() && group.back() > 1 && access(fmt::format("/proc/{}", group.front()).c_str(), F_OK) != 0)
+                all.insert(group.back());
     }
     return {all.begin(), all.end()};
 }

@@ -17,8 +17,8 @@
 
 namespace checkpointd {
 
-// All numbers that living processes use: theirs, those of their threads, and of groups and sessions
-// whose leader is dead; a living leader outside of them keeps its own.
+// All numbers that living processes use, ascending, as their own PID namespace has them: theirs, those of their
+// threads, and of groups and sessions whose leader is dead; a living leader outside of them keeps its own.
 std::vector<pid_t> numbers_of(const std::vector<pid_t>& pids);
 
 // `image` is "UNIT/ID". The numbers of processes that ended just now may take a moment; those that

@@ -12,6 +12,7 @@
 #include "units/check_state.h"
 #include "units/definition.h"
 #include "units/drop_in.h"
+#include "units/pid_namespace.h"
 #include "units/scope.h"
 #include "units/security_label.h"
 #include "units/tell.h"
@@ -171,14 +172,26 @@ Result<bool> is_of_the_host(pid_t pid, const char* ns) {
     return theirs == host;
 }
 
+Result<void> check_pid_namespace(UnitFacts& facts, WayDown way, Blockers& blockers) {
+    CKPT_ASSIGN(const bool of_host, is_of_the_host(facts.main_pid, "pid"));
+    if (of_host)
+        return {};
+    CKPT_ASSIGN(const auto pids, cgroup_processes(facts.cgroup_dir));
+    facts.namespace_init = find_namespace_init(pids);
+    if (facts.namespace_init == 0)
+        blockers.add(ErrorKind::kUnsupported, "its processes live in a PID namespace of their own",
+                     "switch PrivatePIDs= off with systemctl edit");
+    else if (way == WayDown::kSuspend)
+        blockers.add(ErrorKind::kUnsupported,
+                     "a restore gave it a PID namespace, because of taken PIDs, which would end with its processes",
+                     "mode stop takes it down");
+    return {};
+}
+
 // Namespaces are not carried: systemd makes them anew. Those that a program made for itself would
 // be lost.
-Result<void> check_namespaces(Systemd& systemd, const UnitFacts& facts, Blockers& blockers) {
-    CKPT_ASSIGN(bool pids_of_host, is_of_the_host(facts.main_pid, "pid"));
-    if (!pids_of_host)
-        blockers.add(ErrorKind::kUnsupported, "its processes live in a PID namespace of their own",
-                     "restart it, if a restore has made it because of taken PIDs; otherwise switch "
-                     "PrivatePIDs= off with systemctl edit");
+Result<void> check_namespaces(Systemd& systemd, UnitFacts& facts, WayDown way, Blockers& blockers) {
+    CKPT_TRY(check_pid_namespace(facts, way, blockers));
     for (const NamespaceSetting& setting : kNamespaceSettings) {
         CKPT_ASSIGN(bool of_host, is_of_the_host(facts.main_pid, setting.name));
         if (of_host)
@@ -267,11 +280,12 @@ Result<UnitFacts> resolve_unit(Systemd& systemd, const std::string& name, WayDow
     CKPT_ASSIGN(facts.tell, tell_settings_of(systemd, facts.id, blockers));
     facts.tell.lay_over(tell_by_policy);
     if (facts.main_pid != 0) {
-        CKPT_TRY(check_namespaces(systemd, facts, blockers));
+        CKPT_TRY(check_namespaces(systemd, facts, way, blockers));
         check_can_be_told(facts.main_pid, facts.tell, blockers);
     }
     CKPT_TRY(std::move(blockers).result());
     CKPT_ASSIGN(auto pids, cgroup_processes(facts.cgroup_dir));
+    std::erase(pids, facts.namespace_init);
     CKPT_ASSIGN(facts.externals, find_externals(facts.main_pid, pids));
     if (!facts.pid_file.empty())
         facts.pid_file_content = read_file(AT_FDCWD, facts.pid_file, 4096).value_or("");

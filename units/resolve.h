@@ -66,6 +66,7 @@ struct UnitFacts {
     std::string cgroup;         // "/system.slice/foo.service", relative to PID 1's cgroup root
     std::string cgroup_dir;     // the same in the file system: "/sys/fs/cgroup/system.slice/foo.service"
     pid_t main_pid = 0;
+    pid_t namespace_init = 0;    // of a PID namespace of ours (pid_namespace.h) in which it lives just now; or 0
     std::string user;
     std::string notify_access;
     uint64_t watchdog_usec = 0;  // 0: no watchdog

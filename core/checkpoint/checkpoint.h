@@ -41,6 +41,9 @@ struct CheckpointRequest {
     // An empty directory. Files in CRIU's format are written into it; writing aside, manifest and rename
     // are the caller's. Borrowed: stays open until checkpoint() returns.
     int image_dir_fd = -1;
+    // The first process of the PID namespace in which the cgroup's tasks live, if it is none of them: it is not
+    // dumped, and goes on. 0: there is none.
+    pid_t namespace_init = 0;
     // Keys of objects that the restore gets from its caller ("socket:[1234]", "pipe:[77]",
     // "file[MNT:INO]"): they are recorded as external, and never a blocker.
     std::set<std::string> externals;

@@ -477,6 +477,7 @@ Result<SeizedForest> Seizer::cgroup(const std::string& path) {
     CKPT_TRY(enter("checkpoint.seize"));
     auto members = [&]() -> Result<std::vector<pid_t>> {
         CKPT_ASSIGN(std::vector<pid_t> pids, cgroup_processes(path));
+        std::erase(pids, options_.spared);
         for (size_t i = 0, listed = pids.size(); i < listed; ++i) {
             Result<std::vector<pid_t>> children = read_children(pids[i]);
             for (pid_t child : children ? *children : std::vector<pid_t>()) {

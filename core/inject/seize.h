@@ -81,6 +81,8 @@ struct SeizeOptions {
     std::chrono::milliseconds timeout{10000};
     // Asked before "checkpoint.freeze" and "checkpoint.seize"; may be null.
     Steps* steps = nullptr;
+    // A process of the cgroup that is not of the forest; 0: none.
+    pid_t spared = 0;
 };
 
 // Every thread of a forest stands in ptrace-stop (PTRACE_EVENT_STOP, nothing of ours in it) while this lives.

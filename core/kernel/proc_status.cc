@@ -136,4 +136,9 @@ Result<ProcStatus> read_thread_status(pid_t pid, pid_t tid) {
     return parse_status(text);
 }
 
+pid_t innermost_pid(pid_t pid) {
+    auto status = read_status(pid);
+    return status && !status->ns_pids.empty() ? status->ns_pids.back() : pid;
+}
+
 }  // namespace checkpointd

@@ -47,4 +47,7 @@ Result<ProcStatus> parse_status(std::string_view text);
 Result<ProcStatus> read_status(pid_t pid);
 Result<ProcStatus> read_thread_status(pid_t pid, pid_t tid);
 
+// The number of a process or thread in its own PID namespace; `pid` itself where it is gone.
+pid_t innermost_pid(pid_t pid);
+
 }  // namespace checkpointd

@@ -7,6 +7,8 @@
 
 #include <fmt/core.h>
 
+#include "core/kernel/proc_status.h"
+
 namespace checkpointd {
 
 namespace {
@@ -125,7 +127,8 @@ Result<void> read_owner(OpenFile& file) {
     file.owner.uid = uids[0];
     file.owner.euid = uids[1];
     file.owner.pid_type = static_cast<uint32_t>(owner.type);
-    file.owner.pid = static_cast<uint32_t>(owner.pid);
+    // Of a group its leader tells the number, unless it has died.
+    file.owner.pid = static_cast<uint32_t>(innermost_pid(owner.pid));
     return {};
 }
 

@@ -9,7 +9,7 @@
 
 #include "core/base/io.h"
 #include "core/checkpoint/checkpoint.h"
-#include "core/kernel/proc_task.h"
+#include "core/kernel/proc_status.h"
 #include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
 #include "service/worker/plugin_options.h"
@@ -35,14 +35,6 @@ using std::chrono::microseconds;
 
 uint64_t to_usec(std::chrono::nanoseconds span) {
     return static_cast<uint64_t>(duration_cast<microseconds>(span).count());
-}
-
-// The largest TID of a process; its own PID when it has gone.
-uint64_t highest_tid(pid_t pid) {
-    pid_t highest = pid;
-    for (pid_t tid : read_task_list(pid).value_or(std::vector<pid_t>()))
-        highest = std::max(highest, tid);
-    return static_cast<uint64_t>(highest);
 }
 
 Result<bool> is_frozen(const std::string& cgroup_dir) {
@@ -160,6 +152,7 @@ Result<void> CheckpointJob::dump() {
     dump.image_dir_fd = pending_->dir().fd();
     dump.find_externals = [this](const std::vector<pid_t>& pids) { return find_stage_ties(pids); };
     dump.main_pid = facts_.main_pid;
+    dump.namespace_init = facts_.namespace_init;
     const Microseconds freeze = request_.policy.timeout(Phase::kFreeze);
     if (freeze < std::chrono::hours(1))
         dump.freeze_timeout = duration_cast<std::chrono::milliseconds>(freeze);
@@ -185,14 +178,14 @@ Result<void> CheckpointJob::dump() {
     return {};
 }
 
-// While they stand still: a process that goes on may end, or make others.
+// While they stand still: a process that goes on may end, or make others. As the image numbers them.
 void CheckpointJob::name_processes() {
-    for (pid_t pid : held_->pids()) {
-        info_.pids.push_back(static_cast<uint64_t>(pid));
-        info_.max_pid = std::max(info_.max_pid, highest_tid(pid));
-    }
+    for (pid_t pid : held_->pids())
+        info_.pids.push_back(static_cast<uint64_t>(innermost_pid(pid)));
+    std::vector<pid_t> numbers = numbers_of(held_->pids());
+    info_.max_pid = numbers.empty() ? 0 : static_cast<uint64_t>(numbers.back());
     if (way_ == WayDown::kStop && request_.policy.reserve_pids && !request_.at_shutdown)
-        numbers_ = numbers_of(held_->pids());
+        numbers_ = std::move(numbers);
 }
 
 // What was open when the unit was resolved may have been closed since, and its number given away.
@@ -236,7 +229,7 @@ Result<images::ImageInfo> CheckpointJob::describe() const {
     CKPT_ASSIGN(info.bytes, total_size(pending_->dir()));
     info.duration_usec = to_usec(std::chrono::steady_clock::now() - frozen_since_);
     info.frozen_usec = way_ == WayDown::kSnapshot ? frozen_usec_ : info.duration_usec;
-    info.main_pid = static_cast<uint64_t>(facts_.main_pid);
+    info.main_pid = info_.pids.empty() ? 0 : info_.pids.front();
     info.pids = info_.pids;
     info.max_pid = info_.max_pid;
     auto listens = [](const UnitExternal& external) { return external.kind == ExternalKind::kListen; };

@@ -315,8 +315,9 @@ Result<void> RestoreJob::build() {
     CKPT_ASSIGN(auto forest, execute_plan(engine_request(), std::move(plan), stats_));
     main_pid_ = forest.main_pid();
     forest_.emplace(std::move(forest));
-    // A suspended unit may have one from an attempt that failed later.
-    if (pid_namespace_ || !staged_->has_fresh_directories())
+    // Seen from outside a PID namespace, now or then, it is another. A suspended unit may have a file of an
+    // attempt that failed later.
+    if (main_pid_ != facts_.main_pid || !staged_->has_fresh_directories())
         CKPT_TRY(correct_pid_file(facts_, main_pid_));
     return pid_namespace_ ? pid_namespace_->keep_for(forest_->roots()) : Result<void>();
 }

@@ -194,8 +194,15 @@ def a_forking_daemon(t):
         check_equal(now[name][1], last[name][1], f"{name}: getpid()")
     check_equal(now["main"][2], 0, "main: getppid() is none that it could see")
     check_equal(now["child"][2], last["child"][2], "child: getppid()")
+    check_equal(int(host.read("/run/daemon/pid")), host.main_pid("daemon.service"), "the PID file")
+    last = said()
+    checkpoint(host, "daemon.service")
+    host.run("crctl", "restore", "daemon.service")
+    wait_for(lambda: all(said()[name][0] > last[name][0] for name in names), "all three count on, out of it again", 20)
+    for name in names:
+        check_equal(said()[name][1], last[name][1], f"{name}: getpid() out of it again")
     main = host.main_pid("daemon.service")
-    check_equal(int(host.read("/run/daemon/pid")), main, "the PID file")
+    check_equal([main, int(host.read("/run/daemon/pid"))], [last["main"][1]] * 2, "the main PID, and the PID file")
     host.run("kill", str(main))
     wait_for(lambda: host.unit("daemon.service")["ActiveState"] == "inactive", "the end of the main process ends all", 30)
     check_nothing_left(host, "daemon.service")
@@ -215,13 +222,33 @@ def at_the_gate(t):
 
 
 @case
-def what_is_in_a_namespace_is_not_taken_to_disk(t):
+def from_a_namespace_to_disk(t):
+    """And back, into another one; of a unit that goes on; and to where its numbers are free."""
     host = host_of(t)
-    before = host.main_pid(COUNTER)
-    refused = host.run("crctl", "checkpoint", COUNTER, check=False)
-    check_equal(refused.code, 6, refused.err)
-    check_in("PID namespace", refused.err, "why")
-    check_equal(host.main_pid(COUNTER), before, "it runs on")
+    counter = fresh_counter(host)
+    pid = counter.state()["pid"]
+    checkpoint(host, COUNTER)
+    with host.taken(pid):
+        for turn in range(2):
+            host.run("crctl", "restore", COUNTER)
+            refused = host.run("crctl", "checkpoint", "--mode", "suspend", COUNTER, check=False)
+            check_equal(refused.code, 6, refused.err)
+            check_in("PID namespace", refused.err, "why")
+            before = counter.state()
+            host.run("crctl", "checkpoint", "--mode", "snapshot", COUNTER)
+            main = check_counter_inside(host, counter, before)
+            before = counter.state()
+            checkpoint(host, COUNTER)
+            check_nothing_left(host, COUNTER)
+            shown = host.run("crctl", "--json", "list", COUNTER).json()
+            check(main not in [image.get("MainPid") for image in shown], "the number of the outside is in no image", shown)
+    before = counter.state()
+    host.run("crctl", "restore", COUNTER)
+    check_equal(host.main_pid(COUNTER), pid, "its PID, by now free")
+    wait_for(lambda: counter.state()["updates"] > before["updates"], "it reports again")
+    for key in ("pid", "consumer", "threads"):
+        check_equal(counter.state()[key], before[key], f"{key}, as the program sees it")
+    counter.check_alive("out of the namespace")
     check_prompt_stop(host, COUNTER)
 
 
