@@ -10,14 +10,12 @@
 namespace checkpointd::cli {
 namespace {
 
-constexpr const char* kVendorDir = "/usr/lib/checkpointd";
-constexpr const char* kAdminDir = "/etc/checkpointd";
 
 // Needs no daemon: a policy is checked before it is put in place.
 Result<void> check(const std::string& file, const Global& global) {
     Policy policy;
     if (file.empty()) {
-        CKPT_ASSIGN(policy, load_policy(kVendorDir, kAdminDir));
+        CKPT_ASSIGN(policy, load_policy(kVendorPolicyDir, kAdminPolicyDir));
     } else {
         CKPT_ASSIGN(auto text, read_file(AT_FDCWD, file));
         CKPT_TRY(merge_policy(policy, text, file));

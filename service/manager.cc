@@ -12,18 +12,13 @@
 
 #include <fmt/core.h>
 
+#include "core/base/directory.h"
 #include "core/base/io.h"
 
 namespace checkpointd {
 namespace {
 
 constexpr unsigned kMaxRunningJobs = 64;  // every user-controllable resource has a limit
-
-Result<void> make_private_dir(const std::string& path) {
-    if (mkdir(path.c_str(), 0700) < 0 && errno != EEXIST)
-        return fail_errno(path, "cannot create the directory");
-    return {};
-}
 
 // The names in `dir` that are numbers: directories of jobs.
 std::vector<uint32_t> list_job_ids(const std::string& dir) {
@@ -72,8 +67,8 @@ Result<void> Manager::start() {
 }
 
 Result<void> Manager::make_run_dir() {
-    CKPT_TRY(make_private_dir(config_.run_dir));
-    return make_private_dir(config_.jobs_dir());
+    CKPT_TRY(make_directory(config_.run_dir, 0700));
+    return make_directory(config_.jobs_dir(), 0700);
 }
 
 Result<void> Manager::reload_policy() {
@@ -240,7 +235,7 @@ Result<const Job*> Manager::submit(JobRequest request) {
     request.store_dir = config_.store_dir;
     request.channel = config_.channel();
     const std::string dir = fmt::format("{}/{}", config_.jobs_dir(), request.id);
-    CKPT_TRY(make_private_dir(dir));
+    CKPT_TRY(make_directory(dir, 0700));
     CKPT_TRY(store_atomically(dir, kRequestFile, to_json(request)));
     auto job = std::make_unique<Job>(std::move(request), dir);
     Job& ref = *job;

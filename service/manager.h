@@ -97,8 +97,8 @@ class JobObserver {
 struct ManagerConfig {
     std::string run_dir = "/run/checkpointd";
     std::string store_dir = "/var/lib/checkpointd";
-    std::string vendor_policy_dir = "/usr/lib/checkpointd";
-    std::string admin_policy_dir = "/etc/checkpointd";
+    std::string vendor_policy_dir = kVendorPolicyDir;
+    std::string admin_policy_dir = kAdminPolicyDir;
     Microseconds reload_delay = std::chrono::seconds(2);  // several jobs end together at boot
     Microseconds linger = std::chrono::seconds(60);  // how long a finished job stays readable
 

@@ -7,6 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/base/pipe.h"
+
 namespace checkpointd {
 namespace {
 
@@ -74,16 +76,14 @@ void ProcessHelpers::run(std::vector<std::string> args, Done done) {
 }
 
 Result<ProcessHelpers::Child> ProcessHelpers::spawn(std::vector<std::string> args) {
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC) < 0) return fail_errno(program_, "cannot make a pipe");
+    CKPT_ASSIGN(Pipe pipe, make_pipe(program_));
     Child child;
-    child.pipe.reset(ends[0]);
-    ScopedFd write_end(ends[1]);
-    fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    child.pipe = std::move(pipe.read_end);
+    fcntl(child.pipe.get(), F_SETFL, O_NONBLOCK);
     std::vector<char*> argv{program_.data()};
     for (std::string& arg : args) argv.push_back(arg.data());
     argv.push_back(nullptr);
-    SpawnSetup setup(write_end.get());
+    SpawnSetup setup(pipe.write_end.get());
     const int error = posix_spawn(&child.pid, program_.c_str(), setup.actions(), setup.attributes(),
                                   argv.data(), environ);
     if (error != 0) return fail_errno(program_, "cannot start", error);

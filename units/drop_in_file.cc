@@ -6,20 +6,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/base/directory.h"
 #include "core/base/io.h"
 #include "units/drop_in.h"
 #include "units/undo.h"
 
 namespace checkpointd {
 
-static Result<void> make_directory(const std::string& path) {
-    if (mkdir(path.c_str(), 0755) != 0 && errno != EEXIST)
-        return fail_errno(path, "cannot make the directory");
-    return {};
-}
-
 Result<void> write_drop_in_file(const std::string& path, const std::string& text) {
-    CKPT_TRY(make_directory(path.substr(0, path.rfind('/'))));
+    CKPT_TRY(make_directory(path.substr(0, path.rfind('/')), 0755));
     return write_file(AT_FDCWD, path, text, 0644);
 }
 
@@ -38,7 +33,7 @@ Result<void> put_drop_in(Systemd& systemd, Journal& journal, const std::string& 
                     "wait for it, or let checkpointd clean up after it");
     CKPT_ASSIGN(undo_id, undo_by_removing_drop_in(journal, unit));
     CKPT_TRY(steps.enter(fmt::format("{}.write-drop-in", prefix)));
-    CKPT_TRY(make_directory(std::string(kRuntimeUnitDir)));
+    CKPT_TRY(make_directory(std::string(kRuntimeUnitDir), 0755));
     CKPT_TRY(write_drop_in_file(path, text));
     CKPT_TRY(steps.enter(fmt::format("{}.reload", prefix)));
     CKPT_ASSIGN(const bool is_taken, is_taken_unasked(systemd, unit));

@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/base/directory.h"
 #include "core/base/io.h"
 #include "images/image_store.h"
 #include "units/drop_in.h"
@@ -29,12 +30,6 @@ Result<std::string> note_path(const std::string& unit) {
     if (!is_valid_unit_name(unit))
         return fail(ErrorKind::kBadInput, unit, "this is not a unit's name");
     return fmt::format("{}/{}", kNotesDir, unit);
-}
-
-Result<void> make_private_directory(const char* path) {
-    if (mkdir(path, 0700) != 0 && errno != EEXIST)
-        return fail_errno(path, "cannot make the directory");
-    return {};
 }
 
 bool runs_program(pid_t pid, const std::string& program) {
@@ -93,8 +88,8 @@ Result<ScopedFd> find_gate(Systemd& systemd, const std::string& unit, const std:
 
 Result<void> note_cold_start(const std::string& unit, const std::string& reason) {
     CKPT_ASSIGN(std::string path, note_path(unit));
-    CKPT_TRY(make_private_directory(kRunDir));
-    CKPT_TRY(make_private_directory(kNotesDir));
+    CKPT_TRY(make_directory(kRunDir, 0700));
+    CKPT_TRY(make_directory(kNotesDir, 0700));
     auto file = open_at(AT_FDCWD, path, O_WRONLY | O_CREAT | O_EXCL, 0600);
     if (!file && file.error().errno_code == EEXIST)
         return {};

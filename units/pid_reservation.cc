@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <set>
 
+#include "core/base/directory.h"
 #include "core/base/io.h"
 #include "core/kernel/proc_status.h"
 #include "core/kernel/proc_task.h"
@@ -39,8 +40,7 @@ std::string file_of(std::string_view image) {
 }
 
 Result<void> write_numbers(const std::string& image, const std::vector<pid_t>& numbers) {
-    if (mkdir(kDirectory, 0700) != 0 && errno != EEXIST)
-        return fail_errno(kDirectory, "cannot make the directory");
+    CKPT_TRY(make_directory(kDirectory, 0700));
     const std::string_view bytes(reinterpret_cast<const char*>(numbers.data()),
                                  numbers.size() * sizeof(pid_t));
     return write_file(AT_FDCWD, file_of(image), bytes);

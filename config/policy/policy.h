@@ -75,6 +75,10 @@ struct Policy {
 // keys, wrong types and bad values are errors that list what is allowed; all of a file at once.
 Result<void> merge_policy(Policy& policy, const std::string& text, const std::string& file);
 
+// Where the vendor's and the administrator's files are; see checkpointd-policy(5).
+inline constexpr const char* kVendorPolicyDir = "/usr/lib/checkpointd";
+inline constexpr const char* kAdminPolicyDir = "/etc/checkpointd";
+
 // Reads VENDOR/policy.yaml, then ADMIN/policy.yaml, then VENDOR/policy.d and ADMIN/policy.d/*.yaml by
 // name (a file in ADMIN hides its namesake in VENDOR). Missing files are fine.
 Result<Policy> load_policy(const std::string& vendor_dir, const std::string& admin_dir);

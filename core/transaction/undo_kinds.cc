@@ -15,6 +15,7 @@
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
+#include "core/kernel/proc_stat.h"
 #include "core/transaction/recorded_process.h"
 
 namespace checkpointd {
@@ -101,19 +102,8 @@ Result<void> kill_process(pid_t pid, uint64_t start_time) {
 }
 
 Result<uint64_t> process_start_time(pid_t pid) {
-    std::string path = fmt::format("/proc/{}/stat", pid);
-    auto text = read_file(AT_FDCWD, path);
-    if (!text)
-        return fail_errno(fmt::format("pid {}", pid), "no such process", ESRCH);
-    // The name (field 2) may hold anything, so fields are counted from its closing parenthesis.
-    size_t at = text->rfind(')');
-    for (int field = 2; field < 22 && at != std::string::npos; ++field)
-        at = text->find(' ', at + 1);
-    uint64_t start = 0;
-    if (at == std::string::npos ||
-        std::from_chars(text->data() + at + 1, text->data() + text->size(), start).ec != std::errc())
-        return fail(ErrorKind::kInternal, path, "has no start time");
-    return start;
+    CKPT_ASSIGN(const ProcStat stat, read_stat(pid));
+    return stat.start_time;
 }
 
 void add_core_undo_kinds(UndoTable& table) {

@@ -28,7 +28,6 @@
 namespace checkpointd {
 namespace {
 
-constexpr const char *kVendorPolicy = "/usr/lib/checkpointd", *kAdminPolicy = "/etc/checkpointd";
 constexpr const char* kService = "org.checkpointd1";
 constexpr const char* kManagerPath = "/org/checkpointd1";
 constexpr const char* kManager = "org.checkpointd1.Manager";
@@ -177,7 +176,7 @@ Verdict Gate::wait() {
 
 // From now on the image is older than the unit's own state.
 Result<unsigned> mark_stale(const std::string& unit, const std::string& reason) {
-    auto policy = load_policy(kVendorPolicy, kAdminPolicy);
+    auto policy = load_policy(kVendorPolicyDir, kAdminPolicyDir);
     if (policy && policy->for_unit(unit).reuse) return 0U;
     CKPT_ASSIGN(auto store, images::ImageStore::open(images::kDefaultStoreRoot, false));
     CKPT_ASSIGN(auto all, store.list(unit));

@@ -15,6 +15,7 @@
 #include <fmt/format.h>
 
 #include "config/policy/policy.h"
+#include "core/base/directory.h"
 #include "service/event_loop.h"
 #include "service/options.h"
 #include "service/protocol.h"
@@ -132,7 +133,7 @@ void Shutdown::await_one() {
 
 Result<std::string> Shutdown::run(std::vector<Candidate> waiting) {
     for (const std::string& dir : {config_.jobs_dir.substr(0, config_.jobs_dir.rfind('/')), config_.jobs_dir})
-        if (mkdir(dir.c_str(), 0700) != 0 && errno != EEXIST) return fail_errno(dir, "cannot create the directory");
+        CKPT_TRY(make_directory(dir, 0700));
     while (!waiting.empty() || !running_.empty()) {
         start_free(waiting);
         if (running_.empty()) break;  // what is left waits for each other: nobody's order

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "config/policy/policy.h"
 #include "core/base/error.h"
 
 namespace checkpointd {
@@ -12,8 +13,8 @@ struct ShutdownConfig {
     std::string jobs_dir = "/run/checkpointd/at-shutdown";
     std::string store_dir = "/var/lib/checkpointd";
     std::string fault_flag = "/run/checkpointd/allow-faults";
-    std::string vendor_policy_dir = "/usr/lib/checkpointd";
-    std::string admin_policy_dir = "/etc/checkpointd";
+    std::string vendor_policy_dir = kVendorPolicyDir;
+    std::string admin_policy_dir = kAdminPolicyDir;
 };
 
 // What checkpointd-shutdown.service does when it is stopped: if the system goes down, each unit that the policy

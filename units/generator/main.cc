@@ -51,7 +51,7 @@ int main(int argc, char** argv) {
     const char* store = own ? own : images::kDefaultStoreRoot;
     report(raise_floor(store));
     if (argc > 1) {
-        const auto policy = load_policy("/usr/lib/checkpointd", "/etc/checkpointd");
+        const auto policy = load_policy(kVendorPolicyDir, kAdminPolicyDir);
         report(policy);
         report(put_gates(store, argv[1], policy));
         if (policy)
