@@ -37,6 +37,7 @@ enum VmaStatus : uint32_t {
     kVmaShadowStack = 1u << 15,
     kVmaGuard = 1u << 16,
     kVmaUprobes = 1u << 17,
+    kVmaPlugin = 1u << 27,  // a plugin brings it back; `shmid` is a file whose path it is told, and which nobody opens
 };
 
 // pagemap_entry.flags

@@ -8,7 +8,7 @@
  * the end of a structure; `size` says how much of it the other side knows, and what lies beyond is not read.
  *
  * A checkpoint, in order, and who runs it ("tracer": the thread of the worker that traces the tasks, for drivers
- * that accept only it; every call but transfer() and in_task() is made there):
+ * that accept only it; every call is made there but transfer() and those that run "in the task"):
  *
  *   open      the tasks run; nothing is known of them. 1: there is no device here, the plugin is left out
  *   probe     the tasks run. Which of them use the device, and what of that cannot be carried (fail() once for
@@ -17,6 +17,10 @@
  *   prepare   every task stands in ptrace-stop, and goes on doing so but for run_thread(). Brings the device's state
  *             to where transfer() or the dump of ordinary memory finds it. Descriptors, mappings and memory of the
  *             tasks are looked at afterwards
+ *   handle_vma, dump_file
+ *             process by process, all of its mappings first. What a plugin takes is no concern of the engine's any
+ *             more; what none takes is carried by the engine, or said to be in the way. A failure with
+ *             CKPTD_UNSUPPORTED is answered together with all else that cannot be carried
  *   transfer  in a thread of its own beside the dump of memory: bulk data, to files of the image
  *   complete  the data are there
  *   resume    unless the tasks end: they stand still yet, and are about to go on as if nothing had happened. Also
@@ -29,11 +33,19 @@
  *   open      1: there is no device here, which is an error if the image needs the plugin
  *   probe     no task exists (count 0). Can this image be restored here? fail() once for each thing that is missing
  *   prepare   before the first task is made: what they, or transfer(), will need
- *   in_task   in each restored task, before its memory is replaced, and in no other place: see below
- *   transfer  in a thread of its own, while the tasks rebuild their memory
+ *   in_task, restore_file, update_vma
+ *             in each restored task, in this order, before its memory is replaced: see "In the task"
+ *   transfer  in a thread of its own, beside them and while the tasks rebuild their memory
  *   complete  after transfer() has ended; all tasks stand, with their memory
  *   resume    the tasks stand still, and are about to run: their devices come alive. A failure ends the restore
  *   close
+ *
+ * In the task: in the restored process itself, forked from the threaded worker, of which it has all memory (`self`
+ * too) as a copy; with its old PID in the namespaces of its unit, as root, its descriptors in place, its old memory not
+ * there yet. No allocation, no locks, no stdio, nothing of the C library that is not async-signal-safe: system calls. Of
+ * `host` only send() may be called. `pid` is the number that the process has for itself (the last of NSpid in
+ * /proc/PID/status of the checkpointed one). All tasks do this at the same time. Descriptors that the plugin opens here
+ * have numbers that the program does not use; they stay open until the mappings are made, and are closed then.
  *
  * The worker may die at any instant. What must be undone then is told to journal() before it is done; undo() is
  * called in another process, with the tasks running (of a checkpoint) or dead (of a restore).
@@ -62,6 +74,17 @@ enum ckptd_trouble {
     CKPTD_CONFLICT = 4,    /* something is in the way, perhaps not for long */
     CKPTD_TIMEOUT = 5,
     CKPTD_GONE = 6,        /* the task died meanwhile */
+};
+
+/* A mapping of a file, in a task. */
+struct ckptd_vma {
+    uint32_t size;
+    /* handle_vma: O_PATH of what is mapped, borrowed. update_vma: out, what to map; open until that is done */
+    int fd;
+    uint64_t start, end;
+    uint64_t offset;      /* bytes into the file. update_vma: in, as it was; out, as it is here */
+    uint32_t prot, flags; /* mmap(2) */
+    const char *path;     /* as /proc/PID/maps had it at the checkpoint */
 };
 
 /* One call of the plugin. Borrowed: valid until it returns. */
@@ -106,6 +129,18 @@ struct ckptd_host {
      */
     int (*run_thread)(void *context, pid_t pid, pid_t tid);
     int (*hold_thread)(void *context, pid_t pid, pid_t tid, uint64_t deadline_usec);
+    /*
+     * In the task: a message to the plugin's transfer() in the worker, which gets those of one task in their order. 1 byte
+     * to 60 KiB, at most 250 descriptors; the sender's stay its own. Waits while too much is under way. 0, or -1 with
+     * errno: EPIPE nobody receives any more, ENOTCONN there is no transfer(). Async-signal-safe.
+     */
+    int (*send)(void *context, const void *data, size_t size, const int *fds, size_t count);
+    /*
+     * In the worker, any thread, during transfer() of a restore: the next message. Its size; 0: no task can send any more;
+     * -1 with errno: ETIMEDOUT, ECANCELED (the restore failed meanwhile), EMSGSIZE (no room, it is lost), EMFILE.
+     * *count: room in `fds`, out: how many there are. They are the caller's, close-on-exec.
+     */
+    ssize_t (*receive)(void *context, void *data, size_t size, int *fds, size_t *count, uint64_t deadline_usec);
 };
 
 struct ckptd_plugin {
@@ -129,13 +164,36 @@ struct ckptd_plugin {
     int (*transfer)(void *self, struct ckptd_call *call);
     int (*complete)(void *self, struct ckptd_call *call);
     int (*resume)(void *self, const pid_t *pids, size_t count, struct ckptd_call *call);
-    /*
-     * In the restored task `pid`, forked from a threaded process: no allocation, no locks, nothing of the C library
-     * that needs either. `self` and all of the plugin's memory are a copy. 0, or an errno value.
-     */
+    /* In the task: 0, or an errno value. */
     int (*in_task)(void *self, pid_t pid);
     /* Undoes what a dead job told journal(). Idempotent; the PIDs in the record may have new owners by now. */
     int (*undo)(const char *record, struct ckptd_call *call);
+
+    /*
+     * Of a checkpoint, asked once about every open file of whatever kind that its caller does not call external, before the
+     * engine looks at it. `pid` has it open (and perhaps others too), `fd` is a copy of its descriptor in the worker:
+     * borrowed, with offset and flags in common. 0: it is the plugin's, and what is needed to make it again is in the
+     * image by complete(), under `id`. Offset, flags and the receiver of its signals are recorded by the engine. 1: not
+     * mine. -1: failed.
+     */
+    int (*dump_file)(void *self, pid_t pid, int fd, uint32_t id, struct ckptd_call *call);
+    /*
+     * Of a checkpoint, asked about every mapping of a file. 0: it is the plugin's. Its content is not saved, pages that a
+     * private mapping has of its own neither; address, protection, flags, offset and path are. 1: not mine. -1: failed.
+     */
+    int (*handle_vma)(void *self, pid_t pid, const struct ckptd_vma *vma, struct ckptd_call *call);
+    /*
+     * In the task, for each file that dump_file() took there, `id` as then. A descriptor, which goes to its numbers in
+     * all tasks that have the file, or a negative errno value. -EAGAIN: ask again when other files, of this task or of
+     * others, are there; -ENOTSUP: not mine (in an image that does not say whose the file is).
+     */
+    int (*restore_file)(void *self, pid_t pid, uint32_t id);
+    /*
+     * In the task, for each mapping that handle_vma() took, after all files of the task. 0: `fd` and `offset` say what to
+     * map; 1: not mine, or a negative errno value. It is mapped when the old memory is replaced, where it was, with `prot`
+     * and `flags` as they were.
+     */
+    int (*update_vma)(void *self, pid_t pid, struct ckptd_vma *vma);
 };
 
 /* The one symbol of a plugin. The table is constant and outlives everything. */

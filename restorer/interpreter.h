@@ -109,6 +109,8 @@ class Interpreter {
             return store(value(op, 0), value(op, 1), value(op, 2));
         case OpCode::kLoadDescriptor:
             return finish(op, *reinterpret_cast<int32_t*>(value(op, 0)));
+        case OpCode::kLoad:
+            return finish(op, *reinterpret_cast<int64_t*>(value(op, 0)));
         case OpCode::kReadPages:
             return finish(op, read_pages(value(op, 0), reinterpret_cast<Iovec*>(value(op, 1)),
                                          value(op, 2), value(op, 3)));
@@ -116,6 +118,8 @@ class Interpreter {
             return place_ == Place::kStage ? finish(op, fork_task(op)) : sys::kEinval;
         case OpCode::kHook:
             return place_ == Place::kStage ? run_hook(value(op, 0)) : sys::kEinval;
+        case OpCode::kPlugins:
+            return place_ == Place::kStage ? run_plugins(op) : sys::kEinval;
         case OpCode::kEnterBlob:
             return place_ == Place::kStage ? enter_blob(value(op, 0), value(op, 1)) : sys::kEinval;
         case OpCode::kThread:
@@ -217,6 +221,13 @@ class Interpreter {
             return sys::kEinval;
         auto* hook = reinterpret_cast<int (*)(void*, uint64_t)>(header_.hook);
         return hook(reinterpret_cast<void*>(header_.hook_context), index);
+    }
+
+    int run_plugins(const Op& op) {
+        if (header_.plugins == 0)
+            return sys::kEinval;
+        auto* run = reinterpret_cast<int (*)(void*, uint64_t, uint64_t, uint64_t)>(header_.plugins);
+        return run(reinterpret_cast<void*>(header_.plugins_context), value(op, 0), value(op, 1), value(op, 2));
     }
 
     uint64_t stack_top(uint64_t index) const {

@@ -18,7 +18,9 @@ enum class OpCode : uint16_t {
     kReadPages,  // fill memory: preadv(fd args[0], iovec arena args[1], args[2] entries, offset args[3])
                  // until complete; a short file is an error. The iovec array is consumed.
     kForkTask,   // stage only: clone3 with pid args[0] and flags args[2]; the child runs program args[1]
-    kHook,       // stage only: plugin hook args[0] runs in this task
+    kLoad,       // slots[result] = the 8 bytes at arena address args[0]
+    kHook,       // stage only: hook args[0] runs in this task
+    kPlugins,    // stage only: plugins do in this task what args[0] says, with args[1] and args[2]
     kEnterBlob,  // stage only: leave the C++ image for ever; program args[0] on blob stack args[1]
     kThread,     // blob only: clone3 of a thread with tid args[0], program args[1], blob stack args[2]
     kReplaceMemory,  // blob only: unmap everything but the region; the vdso's last mapping moves to

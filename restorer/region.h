@@ -35,6 +35,8 @@ struct RegionHeader {
     uint64_t blob_entry;  // where the blob's code starts
     uint64_t hook;        // int (*)(void* context, uint64_t index) in the C++ image, or 0
     uint64_t hook_context;
+    uint64_t plugins;     // int (*)(void* context, uint64_t step, uint64_t a, uint64_t b), likewise
+    uint64_t plugins_context;
     uint64_t user_end;    // end of the address space that munmap accepts
     Area vdso[kMaxVdsoAreas];  // ascending and adjacent; the last is the vdso itself
     uint32_t vdso_count;
@@ -44,7 +46,7 @@ struct RegionHeader {
 // What a thread that stopped by int3 tells the tracer: rax = kStopMark | kind, rdi, rsi, rdx.
 inline constexpr uint64_t kStopMark = 0x636b707400000000;  // "ckpt"
 enum StopKind : uint32_t {
-    kAtBarrier = 1,    // rdi: barrier number
+    kAtBarrier = 1,    // rdi: barrier number; rsi, rdx: at kPluginFilesAgain, how many files wait, and the first of them
     kFailed = 2,       // rdi: program, rsi: operation, rdx: errno
     kWantsNumber = 3,  // rdi: the tid that the thread made next must get
 };

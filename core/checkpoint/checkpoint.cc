@@ -82,6 +82,10 @@ void set_namespaces(images::task_kobj_ids_entry& ids) {
         (ids.*kind.set)(++id);
 }
 
+Clock::time_point deadline_of(const CheckpointRequest& request) {
+    return request.deadline.value_or(Clock::time_point::max());
+}
+
 std::string name_of(pid_t pid) { return fmt::format("pid {}", pid); }
 
 // The dump of one forest, from stopped to written.
@@ -93,12 +97,17 @@ class Dump {
           steps_(steps),
           stats_(stats),
           forest_(forest),
-          files_({std::move(externals)}),
+          files_(collect_options(std::move(externals))),
           memory_{[this](const MappedFile& mapped) { return files_.id_of_mapping(mapped); },
                   [this](pid_t pid) { return files_.id_of_exe(pid); },
                   shared_,
                   blockers_},
-          context_{pids_, seccomp_, memory_, blockers_, std::nullopt} {}
+          context_{pids_, seccomp_, memory_, blockers_, std::nullopt} {
+        if (request_.plugins && request_.plugins->takes_mappings())
+            memory_.ask_plugins = [this](pid_t pid, const images::vma_entry& vma, const std::string& path, int fd) {
+                return offer_mapping(pid, vma, path, fd);
+            };
+    }
 
     Result<void> collect();
     Result<void> write();
@@ -107,6 +116,9 @@ class Dump {
     std::unique_ptr<ImageMemory> take_memory() { return std::move(memory_images_); }
 
   private:
+    CollectOptions collect_options(std::set<std::string> externals);
+    Result<std::optional<std::string>> offer_mapping(pid_t pid, const images::vma_entry& vma, const std::string& path,
+                                                     int fd);
     Result<void> map_pids();
     Result<void> find_cgroup();
     Result<void> check_process(const SeizedProcess& process);
@@ -147,6 +159,29 @@ class Dump {
     TimeOffsets clocks_;
     std::unique_ptr<ImageMemory> memory_images_;
 };
+
+CollectOptions Dump::collect_options(std::set<std::string> externals) {
+    CollectOptions options{std::move(externals)};
+    if (request_.plugins && request_.plugins->takes_files())
+        options.ask_plugins = [this](const OpenFile& file, uint32_t id) {
+            return request_.plugins->dump_file(file.pid, file.copy, id, deadline_of(request_));
+        };
+    return options;
+}
+
+Result<std::optional<std::string>> Dump::offer_mapping(pid_t pid, const images::vma_entry& vma,
+                                                       const std::string& path, int fd) {
+    ckptd_vma offered{};
+    offered.size = sizeof(offered);
+    offered.fd = fd;
+    offered.start = vma.start();
+    offered.end = vma.end();
+    offered.offset = vma.pgoff();
+    offered.prot = vma.prot();
+    offered.flags = vma.flags();
+    offered.path = path.c_str();
+    return request_.plugins->handle_vma(pid, offered, deadline_of(request_));
+}
 
 Result<void> Dump::map_pids() {
     for (const SeizedProcess& process : forest_.processes()) {
@@ -224,8 +259,12 @@ Result<void> Dump::collect_process(SeizedProcess& process) {
     stats_.threads += static_cast<unsigned>(process.threads.size());
     CKPT_TRY(check_process(process));
     CKPT_TRY(steps_.enter("checkpoint.observe"));
+    if (memory_.ask_plugins)
+        CKPT_TRY(steps_.enter("checkpoint.device-mappings"));
     CKPT_TRY(observe_task(process, context_, task));
     CKPT_TRY(steps_.enter("checkpoint.files"));
+    if (request_.plugins && request_.plugins->takes_files())
+        CKPT_TRY(steps_.enter("checkpoint.device-files"));
     CKPT_TRY(files_.collect(process.pid));
     CKPT_TRY(collect_ids(task));
     CKPT_TRY(steps_.enter("checkpoint.ask"));
@@ -493,10 +532,6 @@ Result<std::vector<pid_t>> members(const CheckpointRequest& request) {
     if (const auto* cgroup = std::get_if<CgroupTarget>(&request.target))
         return cgroup_processes(cgroup->path);
     return read_process_tree(std::get<TreeTarget>(request.target).root);
-}
-
-Clock::time_point deadline_of(const CheckpointRequest& request) {
-    return request.deadline.value_or(Clock::time_point::max());
 }
 
 // While everything runs: a driver that waits for work in flight must not wait for a task that stands.

@@ -143,6 +143,11 @@ class Walker {
     Result<void> add(const ProcMapping& mapping, AddressSpace& out) {
         std::string blocker;
         images::vma_entry vma = classify_mapping(mapping, blocker);
+        CKPT_ASSIGN(const bool is_plugins, give_to_plugin(mapping, vma));
+        if (is_plugins) {
+            *out.mm.add_vmas() = std::move(vma);
+            return {};
+        }
         if (!blocker.empty()) {
             block(mapping, std::move(blocker), "end its use before the checkpoint");
             return {};
@@ -158,6 +163,30 @@ class Walker {
 
     std::string map_files_path(const ProcMapping& mapping) const {
         return fmt::format("/proc/{}/map_files/{:x}-{:x}", process_.pid, mapping.start, mapping.end);
+    }
+
+    // Whether one of them has it, or has said why it cannot.
+    Result<bool> give_to_plugin(const ProcMapping& mapping, images::vma_entry& vma) {
+        if (!context_.ask_plugins || !mapping.has_file() || is_shared_anonymous(mapping))
+            return false;
+        CKPT_ASSIGN(ScopedFd fd, open_at(AT_FDCWD, map_files_path(mapping), O_PATH));
+        auto plugin = context_.ask_plugins(process_.pid, vma, mapping.name, fd.get());
+        if (!plugin && plugin.error().kind == ErrorKind::kUnsupported) {
+            context_.blockers.push_back(std::move(plugin).error());
+            return true;
+        }
+        CKPT_TRY(plugin);
+        if (!*plugin)
+            return false;
+        vma.set_status(images::kVmaRegular | images::kVmaPlugin |
+                       (mapping.shared ? images::kVmaFileShared : images::kVmaFilePrivate));
+        vma.set_flags(vma.flags() & ~static_cast<uint32_t>(MAP_ANONYMOUS));
+        vma.set_plugin(**plugin);
+        vma.set_fdflags(O_RDWR);
+        CKPT_ASSIGN(const uint32_t id,
+                    context_.id_of_mapping({.pid = process_.pid, .path = mapping.name, .by_plugin = true}));
+        vma.set_shmid(id);
+        return true;
     }
 
     Result<void> add_shared(const ProcMapping& mapping, images::vma_entry& vma) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <sys/types.h>
 #include <vector>
@@ -42,6 +43,10 @@ struct AddressSpaceContext {
     std::function<Result<uint32_t>(pid_t)> id_of_exe;
     std::map<uint64_t, SharedSegment>& shared;  // by inode
     std::vector<Error>& blockers;
+    // Asked about every mapping of a file, which `fd` (O_PATH) leads to: the name of the plugin whose it is. Unset: there
+    // is none.
+    std::function<Result<std::optional<std::string>>(pid_t, const images::vma_entry&, const std::string& path, int fd)>
+        ask_plugins = {};
     ScanMethod scan = ScanMethod::kProbe;
 };
 

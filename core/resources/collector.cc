@@ -16,6 +16,7 @@
 #include "core/resources/kinds.h"
 #include "core/resources/memfd.h"
 #include "core/resources/open_file.h"
+#include "core/resources/plugin_file.h"
 #include "core/resources/regular.h"
 
 namespace checkpointd {
@@ -170,7 +171,10 @@ class FileCollector::Impl final : public FileDumpContext, public FileTables {
     Result<void> collect_one(const FileTask& task, const TaskDirs& dirs, int fd, uint32_t files_id);
     Result<Seen> identify(const OpenFile& file);
     Result<Seen> dump_new(const OpenFile& file, uint32_t id);
+    Result<std::optional<Seen>> dump_by_plugin(const OpenFile& file, uint32_t id);
+    bool is_called_external(const OpenFile& file) const;
     void translate_owner(OpenFile& file);
+    uint32_t id_of_path(const std::string& path);
     Result<uint32_t> id_of_proc_link(pid_t pid, const std::string& name, unsigned flags);
     Result<OpenFile> look_at_link(pid_t pid, const std::string& name, unsigned flags, ScopedFd& hold);
     MountNamespace open_namespace(pid_t pid, const std::string& ns);
@@ -273,7 +277,35 @@ Result<FileCollector::Impl::Seen> FileCollector::Impl::identify(const OpenFile& 
     return dump_new(file, id);
 }
 
+// By one of the keys that kinds make of what they dump.
+bool FileCollector::Impl::is_called_external(const OpenFile& file) const {
+    return is_external(file.link) || is_external(external_key(file));
+}
+
+Result<std::optional<FileCollector::Impl::Seen>> FileCollector::Impl::dump_by_plugin(const OpenFile& file,
+                                                                                     uint32_t id) {
+    if (!options_.ask_plugins || is_called_external(file))
+        return std::nullopt;
+    auto plugin = options_.ask_plugins(file, id);
+    if (!plugin && plugin.error().kind == ErrorKind::kUnsupported) {
+        blockers_.push_back(std::move(plugin).error());
+        return Seen{0, images::UND};
+    }
+    CKPT_TRY(plugin);
+    if (!*plugin)
+        return std::nullopt;
+    OpenFile owned = file;
+    CKPT_TRY(read_owner(owned));
+    translate_owner(owned);
+    types_[id] = images::EXT;
+    images_.files.push_back(plugin_file_entry(owned, id, **plugin, task(file.pid)->ns_pid));
+    return Seen{id, images::EXT};
+}
+
 Result<FileCollector::Impl::Seen> FileCollector::Impl::dump_new(const OpenFile& file, uint32_t id) {
+    CKPT_ASSIGN(const std::optional<Seen> of_plugin, dump_by_plugin(file, id));
+    if (of_plugin)
+        return *of_plugin;
     for (const FileKind* kind : file_kinds()) {
         if (!kind->recognise(file))
             continue;
@@ -435,6 +467,8 @@ Result<uint32_t> FileCollector::Impl::id_of_proc_link(pid_t pid, const std::stri
 }
 
 Result<uint32_t> FileCollector::Impl::id_of_mapping(const MappedFile& mapping) {
+    if (mapping.by_plugin)
+        return id_of_path(mapping.path);
     const unsigned flags = mapping.writable_shared ? O_RDWR : O_RDONLY;
     // The device number of maps and of stat differ on btrfs and overlayfs, so this is a key of its own.
     const std::string key = fmt::format("map:{}:{}:{}:{}", mapping.dev, mapping.inode, flags,
@@ -447,6 +481,22 @@ Result<uint32_t> FileCollector::Impl::id_of_mapping(const MappedFile& mapping) {
                                 fmt::format("map_files/{:x}-{:x}", mapping.start, mapping.end), flags));
     special_[key] = id;
     return id;
+}
+
+uint32_t FileCollector::Impl::id_of_path(const std::string& path) {
+    auto [known, is_new] = special_.try_emplace("path:" + path, next_id_);
+    if (!is_new)
+        return known->second;
+    images::file_entry& entry = images_.files.emplace_back();
+    entry.set_type(images::REG);
+    entry.set_id(next_id_);
+    images::reg_file_entry& reg = *entry.mutable_reg();
+    reg.set_id(next_id_);
+    reg.set_flags(O_RDWR);
+    reg.set_pos(0);
+    reg.set_name(path);
+    put_owner(OpenFile{}, *reg.mutable_fown());
+    return next_id_++;
 }
 
 Result<uint32_t> FileCollector::Impl::id_of_exe(pid_t pid) {

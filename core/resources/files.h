@@ -31,6 +31,7 @@ struct MappedFile {
     uint64_t inode = 0;
     std::string path;     // as in maps, " (deleted)" included
     bool writable_shared = false;  // VM_SHARED and may be written: opened read-write at restore
+    bool by_plugin = false;        // nobody opens it: its path is told to a plugin
 };
 
 // A memfd whose pages the memory dump has to write as pagemap-shmem-SHMID.img.
@@ -120,6 +121,9 @@ class FilePlanner {
     Result<Slot> slot_of_file(uint32_t file_id);
     // fchdir, chroot and umask of a task. Emit where no path is opened any more.
     Result<void> plan_fs(const FilePlanTask& task, Program& program);
+    // Closes all numbers below `floor` but those that the task's table has. Emits nothing for a task that shares the
+    // table of an earlier one.
+    void close_strangers(const FilePlanTask& task, uint32_t floor, Program& program);
 
   private:
     class Impl;

@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <ctime>
+#include <fcntl.h>
 #include <functional>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -70,6 +71,9 @@ struct NamespaceRoot {
 struct CollectOptions {
     std::set<std::string> externals;
     uint64_t ghost_limit = 64u << 20;  // largest deleted file that is carried, in bytes
+    // Asked before any kind is, but for externals: the name of the plugin whose the file is, which has dumped it under `id`.
+    // Unset: there is none.
+    std::function<Result<std::optional<std::string>>(const struct OpenFile& file, uint32_t id)> ask_plugins;
     // A pipe whose other end is held outside of the forest is dumped as one with a missing end; the
     // restore has to be given it. Without this it is a blocker.
     bool outside_pipes = false;
@@ -133,7 +137,12 @@ struct TaskPrograms {
     // After every other descriptor of the task is closed: what a close() of the same file undoes (POSIX
     // locks). Only numbers may be used. Null: `late`.
     Program* last = nullptr;
+    // After `stage`, and still before the memory is replaced: files that plugins make. Null: `stage`.
+    Program* plugins = nullptr;
 };
+
+// Flags of an open file that can be set at any time.
+inline constexpr unsigned kSettableFlags = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_ASYNC;
 
 // Where one file has its descriptors.
 struct Installed {
@@ -172,6 +181,8 @@ class FilePlanContext {
     // For files that can be opened only when all tasks exist: `open` emits into each late program, and
     // what it answers takes the place of the file's descriptors there.
     virtual void install_late(uint32_t file_id, std::function<Slot(Program&)> open) = 0;
+    // A plugin makes it in a task; its descriptors are placeholders until then.
+    virtual void made_by_plugin(uint32_t file_id) = 0;
     // Runs `emit` once for the late program of the first task that has the file, with the number it has
     // there; after all install_late() of that task.
     virtual void when_installed(uint32_t file_id,

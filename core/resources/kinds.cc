@@ -14,6 +14,7 @@ const std::vector<const FileKind*>& file_kinds() {
         &kMemfdKind,  &kRegularKind, &kPipeKind,     &kFifoKind,    &kEventfdKind,
         &kEpollKind,  &kTimerfdKind, &kSignalfdKind, &kInotifyKind, &kPidfdKind,
         &kUnixSocketKind, &kInetSocketKind, &kNetlinkSocketKind,
+        &kPluginFileKind,
     };
     return kinds;
 }

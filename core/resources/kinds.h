@@ -17,6 +17,7 @@ extern const FileKind kTimerfdKind;   // timerfd.cc
 extern const FileKind kSignalfdKind;  // signalfd.cc
 extern const FileKind kInotifyKind;   // inotify.cc
 extern const FileKind kPidfdKind;     // pidfd.cc
+extern const FileKind kPluginFileKind;     // plugin_file.cc
 extern const FileKind kUnixSocketKind;     // unix_socket.cc
 extern const FileKind kInetSocketKind;     // inet_socket.cc
 extern const FileKind kNetlinkSocketKind;  // netlink_socket.cc

@@ -8,6 +8,7 @@
 
 #include "core/resources/file_locks.h"
 #include "core/resources/files.h"
+#include "core/resources/plugin_file.h"
 
 namespace checkpointd {
 
@@ -15,7 +16,6 @@ namespace {
 
 // fs/file.c: sysctl_nr_open may be raised to this much on 64 bit; no image tells of more.
 constexpr uint32_t kLargestNumber = 1u << 26;
-constexpr unsigned kSettable = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_ASYNC;
 
 }  // namespace
 
@@ -42,6 +42,7 @@ class FilePlanner::Impl final : public FilePlanContext {
     Result<void> plan_all();
     Result<std::optional<Slot>> place_of(uint32_t file_id);
     Result<void> plan_fs(const FilePlanTask& task, Program& program);
+    void close_strangers(const FilePlanTask& task, uint32_t floor, Program& program);
 
     // FilePlanContext
     Plan& plan() override { return plan_; }
@@ -64,6 +65,7 @@ class FilePlanner::Impl final : public FilePlanContext {
     void install_late(uint32_t file_id, std::function<Slot(Program&)> open) override {
         late_opens_.push_back({file_id, std::move(open)});
     }
+    void made_by_plugin(uint32_t file_id) override { plugin_files_.push_back(file_id); }
     void when_installed(uint32_t file_id,
                         std::function<void(Program&, const Installed&)> emit) override {
         late_emits_.push_back({file_id, std::move(emit)});
@@ -108,6 +110,9 @@ class FilePlanner::Impl final : public FilePlanContext {
     };
     void index_tables();
     void install(const FilePlanTask& task);
+    void emit_plugin_files();
+    PluginFilePlan plan_plugin_file(const images::ext_file_entry& entry);
+    uint32_t table_of(const TaskPrograms& task) const;
     void emit_late_opens();
     void emit_owner(uint32_t file_id, std::string_view label, const images::fown_entry& owner);
     void emit_locks();
@@ -126,6 +131,7 @@ class FilePlanner::Impl final : public FilePlanContext {
     std::map<uint32_t, std::optional<Slot>> places_;
     std::set<uint32_t> in_work_;
     std::map<std::pair<std::string, uint64_t>, Slot> shared_;
+    std::vector<uint32_t> plugin_files_;
     std::vector<LateOpen> late_opens_;
     std::vector<LateEmit> late_emits_;
     std::vector<std::function<void(Program&)>> agent_ends_;
@@ -159,6 +165,7 @@ Result<void> FilePlanner::Impl::plan_all() {
     agent_ends_.clear();
     for (const FilePlanTask* task : owners_)
         install(*task);
+    emit_plugin_files();
     emit_late_opens();
     for (const LateEmit& late : late_emits_)
         if (auto& where = installed(late.file_id); !where.empty())
@@ -210,8 +217,8 @@ Slot FilePlanner::Impl::reopen(Program& program, std::string_view label, Slot sl
 void FilePlanner::Impl::settle(std::string_view label, Slot fd, uint32_t file_id, unsigned flags,
                                const images::fown_entry& owner) {
     const bool is_path = (flags & O_PATH) != 0;
-    if ((flags & kSettable) != 0 && !is_path)
-        agent_.call(label, SYS_fcntl, {fd, F_SETFL, flags & kSettable});
+    if ((flags & kSettableFlags) != 0 && !is_path)
+        agent_.call(label, SYS_fcntl, {fd, F_SETFL, flags & kSettableFlags});
     if (owner.signum() != 0)
         agent_.call(label, SYS_fcntl, {fd, F_SETSIG, owner.signum()});
     if (owner.pid() != 0)
@@ -248,6 +255,40 @@ void FilePlanner::Impl::install(const FilePlanTask& task) {
     }
 }
 
+uint32_t FilePlanner::Impl::table_of(const TaskPrograms& task) const {
+    for (const FilePlanTask& known : tasks_)
+        if (known.programs.pid == task.pid)
+            return known.files_id;
+    return 0;
+}
+
+// It is made where it was taken from: a driver may know processes.
+PluginFilePlan FilePlanner::Impl::plan_plugin_file(const images::ext_file_entry& entry) {
+    const std::vector<Installed>& places = installed(entry.id());
+    PluginFilePlan file{&entry, places.front().task, {}, {}};
+    for (FilePlanTask& task : tasks_) {
+        auto shares = [&](const Installed& where) { return table_of(*where.task) == task.files_id; };
+        if (static_cast<uint32_t>(task.programs.pid) == entry.pid() &&
+            std::any_of(places.begin(), places.end(), shares))
+            file.maker = &task.programs;
+    }
+    const uint32_t table = table_of(*file.maker);
+    for (const Installed& where : places)
+        (table_of(*where.task) == table ? file.numbers : file.others).push_back(where);
+    return file;
+}
+
+void FilePlanner::Impl::emit_plugin_files() {
+    std::vector<PluginFilePlan> files;
+    for (uint32_t id : plugin_files_) {
+        const images::ext_file_entry& entry = entries_.at(id)->ext();
+        files.push_back(plan_plugin_file(entry));
+        if (entry.fown().pid() != 0)
+            emit_owner(id, fmt::format("file {}", id), entry.fown());
+    }
+    plan_plugin_files(files, plan_);
+}
+
 void FilePlanner::Impl::emit_late_opens() {
     for (const LateOpen& late : late_opens_) {
         std::map<TaskPrograms*, std::vector<Installed>> by_task;
@@ -273,6 +314,25 @@ void FilePlanner::Impl::emit_locks() {
         if (task != tasks_.end())
             plan_lock(lock, task->programs.last ? *task->programs.last : *task->programs.late,
                       plan_);
+    }
+}
+
+void FilePlanner::Impl::close_strangers(const FilePlanTask& task, uint32_t floor, Program& program) {
+    const bool installs = std::any_of(owners_.begin(), owners_.end(), [&](const FilePlanTask* owner) {
+        return owner->programs.pid == task.programs.pid;
+    });
+    if (!installs)
+        return;
+    std::set<uint32_t> own;
+    for (const images::fdinfo_entry& entry : images_.tables.at(task.files_id))
+        own.insert(entry.fd());
+    own.insert(floor);
+    uint32_t next = 0;
+    for (uint32_t number : own) {
+        if (number > next)
+            program.call(fmt::format("pid {} what plugins left open", task.programs.pid), SYS_close_range,
+                         {next, number - 1, 0});
+        next = number + 1;
     }
 }
 
@@ -307,6 +367,9 @@ Result<void> FilePlanner::plan() {
 }
 Result<Slot> FilePlanner::slot_of_file(uint32_t file_id) {
     return impl_->slot_of(file_id);
+}
+void FilePlanner::close_strangers(const FilePlanTask& task, uint32_t floor, Program& program) {
+    impl_->close_strangers(task, floor, program);
 }
 Result<void> FilePlanner::plan_fs(const FilePlanTask& task, Program& program) {
     return impl_->plan_fs(task, program);

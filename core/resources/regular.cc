@@ -65,8 +65,7 @@ int stat_in(const NamespaceRoot& root, std::string_view path, struct stat& st) {
 
 Error path_blocker(const OpenFile& file, std::string message) {
     return Error{ErrorKind::kUnsupported, file.object, std::move(message),
-                 fmt::format("let the program reopen it, or declare it external as file[{:x}:{:x}]",
-                             static_cast<unsigned>(file.mnt_id), file.st.st_ino),
+                 fmt::format("let the program reopen it, or declare it external as {}", external_key(file)),
                  0, {}};
 }
 
@@ -168,9 +167,12 @@ Result<std::optional<Slot>> plan(const images::file_entry& entry, FilePlanContex
 
 }  // namespace
 
+std::string external_key(const OpenFile& file) {
+    return fmt::format("file[{:x}:{:x}]", static_cast<unsigned>(file.mnt_id), file.st.st_ino);
+}
+
 Result<void> dump_path(const OpenFile& file, FileDumpContext& context, images::reg_file_entry& reg) {
-    const std::string key = fmt::format("file[{:x}:{:x}]", static_cast<unsigned>(file.mnt_id),
-                                        file.st.st_ino);
+    const std::string key = external_key(file);
     if (context.is_external(key)) {
         reg.set_name(key);
         reg.set_ext(true);

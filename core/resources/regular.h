@@ -5,6 +5,8 @@
 
 namespace checkpointd {
 
+// What a caller calls a file that it will provide itself: "file[MNT:INO]".
+std::string external_key(const OpenFile& file);
 
 // The path to open and, where the file has no name any more, the ghost to make: shared by FIFOs.
 Result<void> dump_path(const OpenFile& file, FileDumpContext& context, images::reg_file_entry& entry);

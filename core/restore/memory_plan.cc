@@ -37,13 +37,14 @@ bool is_kernels(const vma_entry& vma) {
     return is(vma, images::kVmaVsyscall | images::kVmaVdso | images::kVmaVvar);
 }
 
+// With pages of its own that come out of the image.
 bool is_private(const vma_entry& vma) {
     uint32_t type = vma.flags() & MAP_TYPE;
-    return !is_kernels(vma) && (type == MAP_PRIVATE || type == kMapDroppable);
+    return !is_kernels(vma) && !is(vma, images::kVmaPlugin) && (type == MAP_PRIVATE || type == kMapDroppable);
 }
 
 bool is_shared_segment(const vma_entry& vma) {
-    return is(vma, images::kVmaAnonShared) && !is(vma, images::kVmaSysvIpc);
+    return is(vma, images::kVmaAnonShared) && !is(vma, images::kVmaSysvIpc | images::kVmaPlugin);
 }
 
 std::string mapping_label(const TaskRecord& task, const vma_entry& vma) {
@@ -330,7 +331,7 @@ void MemoryPlanner::copy_to_memfd(const std::string& label, Slot file, uint64_t 
 }
 
 Result<void> MemoryPlanner::map(const TaskRecord& task, const vma_entry& vma, Program& blob,
-                                const FileSlots& files) {
+                                const FileSlots& files, const PluginMappings& of_plugins) {
     std::string label = mapping_label(task, vma);
     uint64_t size = vma.end() - vma.start();
     // Pages are read into private mappings, so these are writable at first.
@@ -340,8 +341,13 @@ Result<void> MemoryPlanner::map(const TaskRecord& task, const vma_entry& vma, Pr
                                   0xfc000000u;
     uint32_t flags = (vma.flags() & kCarried) | MAP_FIXED_NOREPLACE;
     Arg file = -1;
-    uint64_t offset = vma.pgoff();
-    if (is_shared_segment(vma)) {
+    Arg offset = vma.pgoff();
+    if (is(vma, images::kVmaPlugin)) {
+        const PluginMapping& mapping = of_plugins.at(vma.start());
+        flags &= ~static_cast<uint32_t>(MAP_ANONYMOUS);
+        file = mapping.fd;
+        offset = mapping.offset;
+    } else if (is_shared_segment(vma)) {
         flags &= ~static_cast<uint32_t>(MAP_ANONYMOUS);
         file = segments_.at(vma.shmid()).file;
     } else if (is(vma, images::kVmaFilePrivate | images::kVmaFileShared | images::kVmaMemfd)) {
@@ -415,7 +421,7 @@ Result<void> MemoryPlanner::describe_layout(const TaskRecord& task, Program& blo
 }
 
 Result<void> MemoryPlanner::plan_task(const TaskRecord& task, Program& blob,
-                                      const FileSlots& files) {
+                                      const FileSlots& files, const PluginMappings& of_plugins) {
     uint64_t vdso = 0;
     for (const vma_entry& vma : task.mm.vmas())
         if (is(vma, images::kVmaVdso))
@@ -423,7 +429,7 @@ Result<void> MemoryPlanner::plan_task(const TaskRecord& task, Program& blob,
     blob.append(restorer::OpCode::kReplaceMemory, fmt::format("pid {} vdso", task.pid()), {vdso});
     for (const vma_entry& vma : task.mm.vmas())
         if (!is_kernels(vma))
-            CKPT_TRY(map(task, vma, blob, files));
+            CKPT_TRY(map(task, vma, blob, files, of_plugins));
     CKPT_TRY(read_private_pages(task, blob));
     for (const vma_entry& vma : task.mm.vmas())
         if (!is_kernels(vma))

@@ -15,6 +15,13 @@ namespace checkpointd {
 // Where the agent has the files of mappings open, by vma_entry.shmid / mm_entry.exe_file_id.
 using FileSlots = std::function<Result<Slot>(uint32_t file_id)>;
 
+// Where a plugin's mapping comes from, known when the task has asked the plugin.
+struct PluginMapping {
+    Slot fd;
+    Slot offset;
+};
+using PluginMappings = std::map<uint64_t, PluginMapping>;  // of one task, by their start
+
 // A hole in the address space of every restored task and of ourselves.
 Result<uint64_t> free_place(const ForestImages& forest, const std::vector<ProcMapping>& own,
                             uint64_t size);
@@ -35,7 +42,8 @@ class MemoryPlanner {
     // Opens pages files and makes the shared segments, the first at address `window`.
     Result<void> plan_agent(uint64_t window);
     // Replaces a task's memory.
-    Result<void> plan_task(const TaskRecord& task, Program& blob, const FileSlots& files);
+    Result<void> plan_task(const TaskRecord& task, Program& blob, const FileSlots& files,
+                           const PluginMappings& of_plugins);
     // Fills `fd` (a memfd, in the agent) with the pages of a shared segment.
     Result<void> fill_memfd(uint32_t shmid, uint64_t size, Slot fd, Program& agent);
     // Where the agent has a shared segment open, after plan_agent().
@@ -65,7 +73,7 @@ class MemoryPlanner {
     Result<void> check_size(const PageRuns& pages) const;
     Result<void> plan_segment(uint64_t shmid, Segment& segment, uint64_t address);
     Result<void> map(const TaskRecord& task, const images::vma_entry& vma, Program& blob,
-                     const FileSlots& files);
+                     const FileSlots& files, const PluginMappings& of_plugins);
     Result<void> read_private_pages(const TaskRecord& task, Program& blob);
     Result<void> read_runs(const std::string& label, Program& program, const PageRuns& pages,
                            uint64_t base, const Sorter& sort);

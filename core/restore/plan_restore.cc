@@ -23,6 +23,7 @@
 #include "core/restore/host_facts.h"
 #include "core/restore/lineage.h"
 #include "core/restore/memory_plan.h"
+#include "core/restore/plugin_plan.h"
 #include "core/restore/program/print.h"
 #include "core/restore/restore.h"
 #include "core/restore/task_state.h"
@@ -63,7 +64,8 @@ class RestorePlanner {
           result_(std::make_unique<RestorePlan>()),
           plan_(result_->programs),
           agent_(plan_.new_program("agent")),
-          outside_(plan_.new_program("from outside")) {
+          outside_(plan_.new_program("from outside")),
+          plugins_(forest_, file_images_, request.plugins) {
         result_->outside_program = outside_.index();
         result_->own_pid_namespace = request.in_pid_namespace;
     }
@@ -77,6 +79,8 @@ class RestorePlanner {
         MemoryPlanner memory(dir_, forest_, facts_, agent_, image_dir_, proc_);
         std::vector<Error> blockers;
         check_sharing(blockers);
+        if (!request_.imagined_namespaces)
+            plugins_.check(blockers);
         check_users(blockers);
         memory.check(blockers);
         check_registers(blockers);
@@ -96,6 +100,7 @@ class RestorePlanner {
     // What the file planner emits for a task, until it is put where it belongs.
     struct FileParts {
         Program* stage;
+        Program* plugins;
         Program* late;
         Program* last;
     };
@@ -120,10 +125,11 @@ class RestorePlanner {
             if (task.zombie())
                 continue;
             FileParts parts{&plan_.new_program(fmt::format("pid {} descriptors", task.pid())),
+                            &plan_.new_program(fmt::format("pid {} plugins' descriptors", task.pid())),
                             &plan_.new_program(fmt::format("pid {} late descriptors", task.pid())),
                             &plan_.new_program(fmt::format("pid {} locks", task.pid()))};
             parts_[task.pid()] = parts;
-            tasks.push_back({{task.pid(), parts.stage, parts.late, parts.last}, task.ids.files_id(),
+            tasks.push_back({{task.pid(), parts.stage, parts.late, parts.last, parts.plugins}, task.ids.files_id(),
                              task.ids.fs_id()});
         }
         FilePlanOptions options;
@@ -175,6 +181,13 @@ class RestorePlanner {
             if (known.programs.pid == task.pid())
                 return files_->plan_fs(known, program);
         return {};
+    }
+
+    // Nobody needs any more what plugins have opened in the tasks.
+    void close_strangers(const TaskRecord& task, Program& program) {
+        for (const FilePlanTask& known : file_tasks_)
+            if (plugins_.is_busy() && known.programs.pid == task.pid())
+                files_->close_strangers(known, result_->descriptor_floor, program);
     }
 
     Result<void> plan_family() {
@@ -325,6 +338,7 @@ class RestorePlanner {
             namespaces_ = keep("process whose namespaces are joined", *request_.namespaces_of_pidfd);
         for (const auto& [key, fd] : request_.externals)
             externals_[key] = keep(key, fd);
+        plugins_.open_channels([this](const std::string& label, int fd) { return keep(label, fd); });
         agent_.call("inherited descriptors", SYS_close_range,
                     {0, result_->descriptor_floor - 1, 0});
         return {};
@@ -499,11 +513,14 @@ class RestorePlanner {
         plan_proc_settings(task, facts_, proc_, stage);
         CKPT_TRY(plan_cgroup(task, stage));
         splice(*parts_.at(task.pid()).stage, stage);
+        plugins_.begin(task, stage);
         plan_hooks(task, stage);
+        splice(*parts_.at(task.pid()).plugins, stage);
+        const PluginMappings of_plugins = plugins_.map(task, stage);
         stage.barrier("files are in place", kStagePlaced);
         stage.enter_blob(fmt::format("pid {}", task.pid()), blob, 0);
         CKPT_TRY(memory.plan_task(task, blob,
-                                  [&](uint32_t id) { return files_->slot_of_file(id); }));
+                                  [&](uint32_t id) { return files_->slot_of_file(id); }, of_plugins));
         CKPT_TRY(add_thread(planned, task, task.core, task.pid(), blob));
         ThreadState main{task.pid(), task.pid(), task.core, task.object(),
                          task.thread_extra(task.pid())};
@@ -511,6 +528,7 @@ class RestorePlanner {
             CKPT_TRY(enter_user_namespace(task, main, blob));
         CKPT_TRY(plan_threads(task, planned, blob));
         blob.barrier("memory and threads are there", kMemoryReplaced);
+        close_strangers(task, blob);
         CKPT_TRY(plan_signal_actions(task, planned, blob));
         CKPT_TRY(plan_limits(task, facts_, blob));
         splice(*parts_.at(task.pid()).late, blob);
@@ -666,6 +684,7 @@ class RestorePlanner {
     std::vector<FilePlanTask> file_tasks_;
     std::unique_ptr<FilePlanner> files_;
     std::map<pid_t, FileParts> parts_;
+    PluginPlanner plugins_;
     Lineage lineage_;
     std::map<pid_t, Program*> stages_;
     std::map<std::string, Slot> externals_;

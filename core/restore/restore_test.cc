@@ -373,6 +373,16 @@ pid_t take_number(pid_t number) {
 }
 
 // All processes in the PID namespace of `init`, but for itself.
+// How many PID namespaces a process has a number in.
+long depth_of(pid_t pid) {
+    std::ifstream status(fmt::format("/proc/{}/status", pid));
+    for (std::string line; std::getline(status, line);)
+        if (line.starts_with("NSpid:"))
+            return std::count(line.begin(), line.end(), '\t');
+    return 0;
+}
+
+// The dead, which show no namespace but keep their numbers until init has waited for them, among them.
 std::set<pid_t> members_of_namespace(pid_t init) {
     namespace fs = std::filesystem;
     std::set<pid_t> members;
@@ -380,7 +390,7 @@ std::set<pid_t> members_of_namespace(pid_t init) {
     const auto wanted = fs::read_symlink(fmt::format("/proc/{}/ns/pid", init));
     for (const auto& entry : fs::directory_iterator("/proc"))
         if (pid_t pid = std::atoi(entry.path().filename().c_str()); pid > 0 && pid != init)
-            if (fs::read_symlink(entry.path() / "ns/pid", gone) == wanted)
+            if (fs::read_symlink(entry.path() / "ns/pid", gone) == wanted || (gone && depth_of(pid) == depth_of(init)))
                 members.insert(pid);
     return members;
 }

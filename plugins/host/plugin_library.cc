@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <dlfcn.h>
 #include <filesystem>
 #include <unistd.h>
@@ -30,6 +31,10 @@ Result<void> check(const ckptd_plugin* table, const std::string& name, const std
 
 }  // namespace
 
+PluginLibrary::PluginLibrary(const ckptd_plugin& table) {
+    std::memcpy(&table_, &table, std::min<size_t>(table.size, sizeof(table_)));
+}
+
 Result<PluginLibrary> PluginLibrary::load(const std::string& directory, const std::string& name) {
     const std::string path = fmt::format("{}/{}{}", directory, name, kSuffix);
     if (name.empty() || name.find('/') != std::string::npos)
@@ -43,11 +48,11 @@ Result<PluginLibrary> PluginLibrary::load(const std::string& directory, const st
     auto entry = reinterpret_cast<decltype(&ckptd_plugin_entry)>(dlsym(library, "ckptd_plugin_entry"));
     const ckptd_plugin* table = entry == nullptr ? nullptr : entry();
     CKPT_TRY(check(table, name, path));
-    return PluginLibrary(table);
+    return PluginLibrary(*table);
 }
 
 bool PluginLibrary::knows_setting(const std::string& name) const {
-    for (const char* const* known = table_->settings; known != nullptr && *known != nullptr; ++known)
+    for (const char* const* known = table_.settings; known != nullptr && *known != nullptr; ++known)
         if (name == *known)
             return true;
     return false;

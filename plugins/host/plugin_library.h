@@ -16,13 +16,13 @@ class PluginLibrary {
     // kNotFound where DIRECTORY/NAME.so is not there; kUnsupported where it is for another host.
     static Result<PluginLibrary> load(const std::string& directory, const std::string& name);
 
-    const ckptd_plugin& table() const { return *table_; }
-    std::string name() const { return table_->name; }
+    const ckptd_plugin& table() const { return table_; }
+    std::string name() const { return table_.name; }
     bool knows_setting(const std::string& name) const;
 
   private:
-    explicit PluginLibrary(const ckptd_plugin* table) : table_(table) {}
-    const ckptd_plugin* table_;
+    explicit PluginLibrary(const ckptd_plugin& table);
+    ckptd_plugin table_{};  // what an older plugin does not have is null
 };
 
 // Names of the plugins in a directory, sorted; none where it is not there.

@@ -75,9 +75,32 @@ class Plugins {
     Result<void> resume(const std::vector<pid_t>& pids, ThreadControl* control, Deadline deadline);
     // The tasks have ended: there is nothing to resume.
     void abandon();
-    // In restored tasks.
-    int in_task(pid_t pid) const;
+
+    // Of a checkpoint, after prepare(): by name, the plugin whose the file or mapping is from now on. `pid`, `fd`, `id` and
+    // `vma` as in plugin.h.
+    bool takes_files() const;
+    bool takes_mappings() const;
+    Result<std::optional<std::string>> dump_file(pid_t pid, int fd, uint32_t id, Deadline deadline);
+    Result<std::optional<std::string>> handle_vma(pid_t pid, const ckptd_vma& vma, Deadline deadline);
+
+    // Whether the plugin of this name, or with null any, can do that.
     bool has_in_task() const;
+    bool restores_files(const char* plugin) const;
+    bool restores_mappings(const char* plugin) const;
+    // In restored tasks, before their memory is replaced: system calls and nothing else. An errno value, what
+    // restore_file() of plugin.h answers, 0 or a negative errno value. `plugin`: null asks all.
+    int in_task(pid_t pid) const;
+    int restore_file(pid_t pid, uint32_t id, const char* plugin) const;
+    int update_vma(pid_t pid, ckptd_vma& vma, const char* plugin) const;
+
+    // The descriptors through which tasks send to transfer(), for the tasks to inherit; there since for_restore().
+    std::vector<int> channels() const;
+    // In a task: under what number it has channels()[index].
+    void use_channel(size_t index, int fd) const;
+    // No task can send any more.
+    void tasks_are_past() const;
+    // The restore failed: nobody is to wait for a message.
+    void cancel_messages() const;
 
   private:
     class Session;
@@ -85,6 +108,9 @@ class Plugins {
     Result<void> open(const std::string& name, ckptd_purpose purpose, bool is_needed);
     using Method = std::function<int(const ckptd_plugin&, void* self, ckptd_call*)>;
     Result<void> each(const char* step, Deadline deadline, const Method& method);
+    template <typename Ask>
+    Result<std::optional<std::string>> who_takes(const char* step, Deadline deadline, const Ask& ask);
+    bool any_session(const std::function<bool(const Session&)>& does) const;
 
     PluginOptions options_;
     std::vector<std::unique_ptr<Session>> sessions_;

@@ -4,6 +4,11 @@
  * A process uses the device if FOLDER/PID is there, which holds what the device knows for it. While FOLDER/PID.park
  * is there the process must keep off, and a thread of it called "device" answers by FOLDER/PID.parked.
  * Each call is noted in FOLDER/log.
+ *
+ * Of what the processes have open, masters of terminals are its, with the size of the terminal for their state; stream
+ * sockets that are connected to FOLDER/peer, which are connected anew, after the terminals (of any process); and
+ * mappings of files FOLDER/NAME.memory. These come back as mappings of NAME.memory.new, a page further on in the file,
+ * which transfer() fills while the processes rebuild the rest of their memory.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -12,11 +17,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "plugins/plugin.h"
+
+enum { MOST = 16, PAGE = 4096 };
+
+struct owned_file {
+    uint32_t id;
+    int is_terminal;
+    unsigned short rows, columns;
+};
+
+/* Also what a task tells the worker of it, with a descriptor. */
+struct owned_mapping {
+    uint64_t start, size, offset;
+};
 
 struct sample {
     const struct ckptd_host *host;
@@ -26,6 +49,12 @@ struct sample {
     pid_t pids[16];
     size_t count;
     uint64_t undo;
+    struct owned_file files[MOST];
+    size_t file_count;
+    int has_waited;
+    struct owned_mapping mappings[MOST];
+    char paths[MOST][300]; /* of the mappings */
+    size_t mapping_count;
 };
 
 static uint64_t now_usec(void) {
@@ -155,6 +184,27 @@ static int sample_quiesce(void *raw, const pid_t *pids, size_t count, struct ckp
     return note(self, "quiesce", call);
 }
 
+/* The image has a line for each file. */
+static int save_files(const struct sample *self) {
+    int fd = self->host->open_image(self->host->context, "sample-files.txt");
+    for (size_t i = 0; fd >= 0 && i < self->file_count; ++i)
+        dprintf(fd, "%u %d %hu %hu\n", self->files[i].id, self->files[i].is_terminal, self->files[i].rows,
+                self->files[i].columns);
+    return fd < 0 ? -1 : close(fd);
+}
+
+static int load_files(struct sample *self) {
+    int fd = self->host->open_image(self->host->context, "sample-files.txt");
+    FILE *image = fd < 0 ? NULL : fdopen(fd, "r");
+    if (image == NULL)
+        return -1;
+    struct owned_file file;
+    while (self->file_count < MOST &&
+           fscanf(image, "%u %d %hu %hu", &file.id, &file.is_terminal, &file.rows, &file.columns) == 4)
+        self->files[self->file_count++] = file;
+    return fclose(image);
+}
+
 static int sample_prepare(void *raw, const pid_t *pids, size_t count, struct ckptd_call *call) {
     struct sample *self = raw;
     (void)pids;
@@ -162,6 +212,8 @@ static int sample_prepare(void *raw, const pid_t *pids, size_t count, struct ckp
     for (size_t i = 0; self->purpose == CKPTD_CHECKPOINT && i < self->count; ++i)
         if (let_it_see(self, self->pids[i], call) != 0)
             return -1;
+    if (self->purpose == CKPTD_RESTORE && load_files(self) != 0)
+        return fail(call, errno, "sample-files.txt", "cannot read it");
     return note(self, "prepare", call);
 }
 
@@ -192,6 +244,163 @@ static int load(struct sample *self, FILE *image) {
     return 0;
 }
 
+static int is_terminal_master(int fd) {
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(5, 2);
+}
+
+static int peer_path(const struct sample *self, struct sockaddr_un *peer) {
+    peer->sun_family = AF_UNIX;
+    return snprintf(peer->sun_path, sizeof(peer->sun_path), "%s/peer", self->folder) < (int)sizeof(peer->sun_path) ? 0 : -1;
+}
+
+static int is_connected_to_us(const struct sample *self, int fd) {
+    struct sockaddr_un own, peer = {0};
+    socklen_t size = sizeof(peer) - 1;
+    return peer_path(self, &own) == 0 && getpeername(fd, (struct sockaddr *)&peer, &size) == 0 &&
+           peer.sun_family == AF_UNIX && strcmp(peer.sun_path, own.sun_path) == 0;
+}
+
+static int sample_dump_file(void *raw, pid_t pid, int fd, uint32_t id, struct ckptd_call *call) {
+    struct sample *self = raw;
+    (void)pid;
+    struct winsize size = {0};
+    const int is_terminal = is_terminal_master(fd);
+    if (!is_terminal && !is_connected_to_us(self, fd))
+        return 1;
+    if (self->file_count == MOST || (is_terminal && ioctl(fd, TIOCGWINSZ, &size) != 0))
+        return fail(call, errno, "sample device", "cannot keep a file");
+    self->files[self->file_count++] = (struct owned_file){id, is_terminal, size.ws_row, size.ws_col};
+    return note(self, "dump_file", call);
+}
+
+static int sample_handle_vma(void *raw, pid_t pid, const struct ckptd_vma *vma, struct ckptd_call *call) {
+    struct sample *self = raw;
+    (void)pid;
+    const size_t length = strlen(vma->path), folder = strlen(self->folder);
+    if (length < 7 || strncmp(vma->path, self->folder, folder) != 0 || strcmp(vma->path + length - 7, ".memory") != 0)
+        return 1;
+    struct stat st;
+    if (fstat(vma->fd, &st) != 0 || !S_ISREG(st.st_mode) || self->mapping_count == MOST || length >= sizeof(self->paths[0]))
+        return fail(call, errno, "sample device", "cannot keep a mapping");
+    memcpy(self->paths[self->mapping_count], vma->path, length + 1);
+    self->mappings[self->mapping_count++] = (struct owned_mapping){vma->start, vma->end - vma->start, vma->offset};
+    return note(self, "handle_vma", call);
+}
+
+static off_t size_of(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 ? st.st_size : 0;
+}
+
+static off_t count_terminals(const struct sample *self) {
+    off_t count = 0;
+    for (size_t i = 0; i < self->file_count; ++i)
+        count += self->files[i].is_terminal;
+    return count;
+}
+
+/* Nothing but system calls, as in all that runs in the task. */
+static int sample_restore_file(void *raw, pid_t pid, uint32_t id) {
+    struct sample *self = raw;
+    (void)pid;
+    static const char name[] = "/terminals";
+    char made[PATH_MAX];
+    memcpy(made, self->folder, strlen(self->folder));
+    memcpy(made + strlen(self->folder), name, sizeof(name));
+    const struct owned_file *file = self->files;
+    while (file < self->files + self->file_count && file->id != id)
+        ++file;
+    if (file == self->files + self->file_count)
+        return -ENOENT;
+    if (self->failing != NULL && strcmp(self->failing, "restore_file") == 0)
+        return -EIO;
+    if (self->failing != NULL && strcmp(self->failing, "restore_file again") == 0)
+        return -EAGAIN;
+    if (!file->is_terminal) {
+        struct sockaddr_un peer = {0};
+        if (count_terminals(self) > size_of(made) || !self->has_waited) {
+            self->has_waited = 1; /* also where all are there by chance */
+            return -EAGAIN;
+        }
+        const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+        memcpy(made + strlen(self->folder), "/peer", sizeof("/peer"));
+        peer.sun_family = AF_UNIX;
+        memcpy(peer.sun_path, made, strlen(made));
+        return fd < 0 || connect(fd, (struct sockaddr *)&peer, sizeof(peer)) != 0 ? -errno : fd;
+    }
+    const struct winsize size = {.ws_row = file->rows, .ws_col = file->columns};
+    const int fd = open("/dev/ptmx", O_RDWR | O_NOCTTY);
+    const int note = open(made, O_WRONLY | O_CREAT | O_APPEND, 0600); /* left to the engine to close */
+    return fd < 0 || write(note, "x", 1) != 1 || ioctl(fd, TIOCSWINSZ, &size) != 0 ? -errno : fd;
+}
+
+static int sample_update_vma(void *raw, pid_t pid, struct ckptd_vma *vma) {
+    struct sample *self = raw;
+    (void)pid;
+    char path[PATH_MAX];
+    const size_t length = strlen(vma->path);
+    if (length + sizeof(".new") > sizeof(path))
+        return -ENAMETOOLONG;
+    memcpy(path, vma->path, length);
+    memcpy(path + length, ".new", sizeof(".new"));
+    const struct owned_mapping mapping = {vma->start, vma->end - vma->start, vma->offset + PAGE};
+    vma->offset = mapping.offset;
+    vma->fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    if (vma->fd < 0 || ftruncate(vma->fd, (off_t)(mapping.offset + mapping.size)) != 0)
+        return -errno;
+    if (self->failing != NULL && strcmp(self->failing, "update_vma") == 0)
+        return -EIO;
+    return self->host->send(self->host->context, &mapping, sizeof(mapping), &vma->fd, 1) == 0 ? 0 : -errno;
+}
+
+static int image_of(const struct sample *self, const struct owned_mapping *mapping) {
+    char name[60];
+    snprintf(name, sizeof(name), "sample-memory-%llx", (unsigned long long)mapping->start);
+    return self->host->open_image(self->host->context, name);
+}
+
+static int copy_pages(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t size) {
+    char page[PAGE];
+    for (uint64_t done = 0; done < size; done += PAGE)
+        if (pread(from, page, PAGE, (off_t)(from_offset + done)) != PAGE ||
+            pwrite(to, page, PAGE, (off_t)(to_offset + done)) != PAGE)
+            return -1;
+    return 0;
+}
+
+static int save_memory(const struct sample *self) {
+    for (size_t i = 0; i < self->mapping_count; ++i) {
+        const struct owned_mapping *mapping = &self->mappings[i];
+        const int image = image_of(self, mapping), memory = open(self->paths[i], O_RDONLY | O_CLOEXEC);
+        const int done = image < 0 || memory < 0 ? -1 : copy_pages(memory, mapping->offset, image, 0, mapping->size);
+        close(image);
+        close(memory);
+        if (done != 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* The tasks say which files they have made, and go on meanwhile. */
+static int load_memory(const struct sample *self, const struct ckptd_call *call) {
+    struct owned_mapping mapping;
+    for (;;) {
+        int memory = -1;
+        size_t count = 1;
+        const ssize_t got = self->host->receive(self->host->context, &mapping, sizeof(mapping), &memory, &count,
+                                                call->deadline_usec);
+        if (got == 0)
+            return 0;
+        const int image = got == sizeof(mapping) && count == 1 ? image_of(self, &mapping) : -1;
+        const int done = image < 0 ? -1 : copy_pages(image, 0, memory, mapping.offset, mapping.size);
+        close(image);
+        close(memory);
+        if (done != 0)
+            return -1;
+    }
+}
+
 static int sample_transfer(void *raw, struct ckptd_call *call) {
     struct sample *self = raw;
     int fd = self->host->open_image(self->host->context, "sample-device.txt");
@@ -201,11 +410,18 @@ static int sample_transfer(void *raw, struct ckptd_call *call) {
     int done = self->purpose == CKPTD_CHECKPOINT ? save(self, image) : load(self, image);
     if (fclose(image) != 0 || done != 0)
         return fail(call, errno, "sample-device.txt", "cannot move the device's content");
+    if ((self->purpose == CKPTD_CHECKPOINT ? save_memory(self) : load_memory(self, call)) != 0)
+        return fail(call, errno, "sample device", "cannot move what is mapped");
     call->progress(call, self->count, self->count);
     return note(self, "transfer", call);
 }
 
-static int sample_complete(void *self, struct ckptd_call *call) { return note(self, "complete", call); }
+static int sample_complete(void *raw, struct ckptd_call *call) {
+    struct sample *self = raw;
+    if (self->purpose == CKPTD_CHECKPOINT && save_files(self) != 0)
+        return fail(call, errno, "sample-files.txt", "cannot write it");
+    return note(self, "complete", call);
+}
 
 static int sample_resume(void *raw, const pid_t *pids, size_t count, struct ckptd_call *call) {
     struct sample *self = raw;
@@ -260,6 +476,10 @@ static const struct ckptd_plugin sample = {
     .resume = sample_resume,
     .in_task = sample_in_task,
     .undo = sample_undo,
+    .dump_file = sample_dump_file,
+    .handle_vma = sample_handle_vma,
+    .restore_file = sample_restore_file,
+    .update_vma = sample_update_vma,
 };
 
 const struct ckptd_plugin *ckptd_plugin_entry(void) { return &sample; }

@@ -266,10 +266,6 @@ RestoreRequest RestoreJob::engine_request() {
     for (const auto& [key, fd] : staged_->externals()) request.externals[key] = fd.get();
     request.parent = RestoreRequest::Parent::kSibling;
     request.plugins = plugins_.get();
-    if (plugins_->has_in_task())
-        request.hooks.push_back({0, "plugins", [](void* plugins) {
-                                     return static_cast<const Plugins*>(plugins)->in_task(getpid());
-                                 }, plugins_.get()});
     // systemd believes no answer to a reload that is dated before its request.
     request.clocks_may_lag = facts_.type != "notify-reload";
     request.deadline = steps_.deadline_of(Phase::kRebuild);

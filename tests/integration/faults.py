@@ -1019,7 +1019,8 @@ def every_step_in_the_source_is_gone_through(t):
     check(len(said) > 30, "steps in the source", sorted(said))
     at_gate = {"units.stage.open-gate"}  # boot.py
     with_plugins = {"checkpoint.quiesce", "checkpoint.devices", "checkpoint.resume-devices", "restore.devices",
-                    "restore.resume-devices"}  # gpu.py
+                    "restore.resume-devices",  # gpu.py
+                    "checkpoint.device-mappings", "checkpoint.device-files"}  # plugin_files_test.cc
     check_equal(sorted(said - seen - at_gate - with_plugins), [], "steps that no fault was injected into")
 
 

@@ -171,6 +171,8 @@ Result<void> run_outside(const RestorePlan& plan, const Tracer& tracer, Region& 
 Result<void> bring_to_last_barrier(const RestoreRequest& request, const RestorePlan& plan,
                                    Tracer& tracer, Region& region) {
     auto at_barrier = [&](uint64_t barrier) {
+        if (barrier == kStagePlaced && request.plugins)
+            request.plugins->tasks_are_past();
         return barrier == kThreadsReady ? run_outside(plan, tracer, region) : Result<void>();
     };
     CKPT_TRY(tracer.run(request.steps, at_barrier));
@@ -288,7 +290,7 @@ Result<BuiltForest> execute_plan(const RestoreRequest& request,
     auto held = std::make_unique<BuiltForest::Held>(std::move(shared), request.steps);
     CKPT_TRY(request.steps.enter("restore.agent"));
     {
-        CKPT_ASSIGN(Region region, Region::map(plan, request.hooks));
+        CKPT_ASSIGN(Region region, Region::map(plan, request.hooks, request.plugins));
         CKPT_TRY(start_agent(request, plan, held->tracer, region));
         Watchdog watchdog(request.deadline, [&] { held->tracer.kill_now(); });
         if (request.plugins)
@@ -298,6 +300,8 @@ Result<BuiltForest> execute_plan(const RestoreRequest& request,
             held->settle();
             built = resume_devices(request, held->living, held->tracer);
         }
+        if (!built && request.plugins)
+            request.plugins->cancel_messages();
         if (!built)
             return tl::unexpected(watchdog.has_barked() ? too_late(std::move(built).error())
                                                         : std::move(built).error());

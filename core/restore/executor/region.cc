@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/kernel/proc_maps.h"
+#include "core/restore/executor/plugin_stage.h"
 #include "restorer/blob_bytes.h"
 
 namespace checkpointd {
@@ -68,7 +69,7 @@ Result<std::vector<Area>> own_vdso() {
     return areas;
 }
 
-Result<Region> Region::map(const RestorePlan& plan, const std::vector<StageHook>& hooks) {
+Result<Region> Region::map(const RestorePlan& plan, const std::vector<StageHook>& hooks, Plugins* plugins) {
     CKPT_ASSIGN(std::vector<Area> vdso, own_vdso());
     uint64_t parking = 0;
     for (const Area& area : vdso)
@@ -87,6 +88,8 @@ Result<Region> Region::map(const RestorePlan& plan, const std::vector<StageHook>
     header.vdso_count = static_cast<uint32_t>(vdso.size());
     header.hook = reinterpret_cast<uint64_t>(&dispatch_hook);
     header.hook_context = reinterpret_cast<uint64_t>(&hooks);
+    header.plugins = plugins == nullptr ? 0 : reinterpret_cast<uint64_t>(&run_plugin_step);
+    header.plugins_context = reinterpret_cast<uint64_t>(plugins);
     CKPT_TRY(region.fill(plan, layout));
     return region;
 }

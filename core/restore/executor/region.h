@@ -25,7 +25,9 @@ Result<std::vector<restorer::Area>> own_vdso();
 // forked meanwhile keeps its copy.
 class Region {
   public:
-    static Result<Region> map(const RestorePlan& plan, const std::vector<StageHook>& hooks);
+    // `plugins` may be null.
+    static Result<Region> map(const RestorePlan& plan, const std::vector<StageHook>& hooks,
+                              Plugins* plugins = nullptr);
     Region(Region&& other) noexcept;
     Region& operator=(Region&&) = delete;
     ~Region();

@@ -118,6 +118,8 @@ Result<void> Tracer::release_lowest(Steps& steps,
         lowest = std::min(lowest, tracee.barrier);
     aimed_at_ = 0;
     CKPT_TRY(steps.enter(step_after(lowest)));
+    if (lowest == kPluginFilesAgain)
+        CKPT_TRY(check_progress());
     CKPT_TRY(at_barrier(lowest));
     for (auto& [id, tracee] : tracees_) {
         if (tracee.barrier != lowest)
@@ -126,6 +128,22 @@ Result<void> Tracer::release_lowest(Steps& steps,
         CKPT_TRY(resume(id));
     }
     return {};
+}
+
+// A file that still waits after a round in which no other came would wait for ever.
+Result<void> Tracer::check_progress() {
+    uint64_t waiting = 0;
+    for (const auto& [id, tracee] : tracees_)
+        waiting += tracee.barrier == kPluginFilesAgain ? tracee.waiting : 0;
+    if (std::exchange(waiting_, waiting) != waiting)
+        return {};
+    std::vector<Error> errors;
+    for (const auto& [id, tracee] : tracees_)
+        if (tracee.barrier == kPluginFilesAgain)
+            errors.push_back(Error{ErrorKind::kInternal, fmt::format("{} file {}", name_of(id), tracee.first_file),
+                                   "its plugin waits for another file, and none is left that could still come",
+                                   {}, EAGAIN, {}});
+    return all_blockers("plugins' files", "wait for each other", std::move(errors));
 }
 
 Result<void> Tracer::wait_for_event() {
@@ -282,8 +300,11 @@ Result<void> Tracer::handle_trap(pid_t id) {
     if (ptrace(PTRACE_GETREGS, id, 0, &regs) < 0)
         return fail_errno(name_of(id), "PTRACE_GETREGS");
     if (regs.rax == (restorer::kStopMark | restorer::kAtBarrier)) {
-        tracees_[id].stopped = true;
-        tracees_[id].barrier = regs.rdi;
+        Tracee& tracee = tracees_[id];
+        tracee.stopped = true;
+        tracee.barrier = regs.rdi;
+        tracee.waiting = regs.rsi;
+        tracee.first_file = regs.rdx;
         return {};
     }
     if (regs.rax == (restorer::kStopMark | restorer::kWantsNumber)) {

@@ -57,6 +57,8 @@ class Tracer {
     struct Tracee {
         bool stopped = false;
         uint64_t barrier = 0;
+        uint64_t waiting = 0;     // at kPluginFilesAgain: files that wait for others
+        uint64_t first_file = 0;  // of them
         pid_t wants = 0;    // number that the thread which it makes next must get
         bool told = false;  // its maker told us of it
     };
@@ -71,6 +73,7 @@ class Tracer {
     Result<void> handle_birth(pid_t maker);
     Result<void> release_lowest(Steps& steps,
                                 const std::function<Result<void>(uint64_t)>& at_barrier);
+    Result<void> check_progress();
     Result<bool> serve_one_number(Steps& steps);
     Result<int64_t> finish_remote_call(pid_t tid);
     Result<void> until_syscall_stop(pid_t tid);
@@ -91,6 +94,7 @@ class Tracer {
     std::set<pid_t> ended_untold_;  // before their makers told us of them
     NumberSteering steering_;
     bool has_steered_ = false;
+    std::optional<uint64_t> waiting_;  // files of plugins, in the round before
     std::map<pid_t, uint64_t> loose_;  // with their signal masks
     pid_t aimed_at_ = 0;
     std::map<pid_t, Tracee> tracees_;

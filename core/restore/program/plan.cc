@@ -97,6 +97,18 @@ Slot Program::descriptor_from(std::string_view label, ArenaRef where) {
     return slot;
 }
 
+Slot Program::descriptor_at(std::string_view label, ArenaRef where) {
+    Slot slot = plan_.new_slot();
+    append(OpCode::kLoadDescriptor, label, {where}).result = slot.index;
+    return slot;
+}
+
+Slot Program::load(std::string_view label, ArenaRef where) {
+    Slot slot = plan_.new_slot();
+    append(OpCode::kLoad, label, {where}).result = slot.index;
+    return slot;
+}
+
 void Program::store(Slot slot, ArenaRef where, unsigned width) {
     append(OpCode::kStore, {}, {slot, where, width});
 }

@@ -62,6 +62,10 @@ class Program {
     Slot descriptor(std::string_view label, long nr, std::initializer_list<Arg> args);
     // Moves a descriptor that a call left in the arena (socketpair, pipe2) above the tasks' numbers.
     Slot descriptor_from(std::string_view label, ArenaRef where);
+    // A descriptor that something left in the arena, under the number that it has; or -errno, which fails.
+    Slot descriptor_at(std::string_view label, ArenaRef where);
+    // 8 bytes of the arena, as they are by then.
+    Slot load(std::string_view label, ArenaRef where);
     // Writes a slot's value into the arena (SCM_RIGHTS, prctl_mm_map.exe_fd ...), 4 or 8 bytes wide.
     void store(Slot slot, ArenaRef where, unsigned width);
     // Fills memory from a file: `count` struct iovec in the arena, from byte `offset` on.

@@ -73,6 +73,10 @@ std::string operation_name(const Op& op) {
         return "READ_PAGES";
     case OpCode::kForkTask:
         return "FORK_TASK";
+    case OpCode::kLoad:
+        return "LOAD";
+    case OpCode::kPlugins:
+        return "PLUGINS";
     case OpCode::kHook:
         return "HOOK";
     case OpCode::kEnterBlob:

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "plugins/host/plugin_session.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+
+#include "plugins/host/deadline.h"
+#include "plugins/host/plugin_call.h"
+
+namespace checkpointd {
+
+int with_errno(int code) {
+    if (code == 0)
+        return 0;
+    errno = code;
+    return -1;
+}
+
+Plugins::Session::Session(PluginLibrary library, const PluginOptions& options, ckptd_purpose purpose)
+    : library_(library), options_(options), purpose_(purpose) {
+    host_.size = sizeof(host_);
+    host_.abi = CKPTD_PLUGIN_ABI;
+    host_.context = this;
+    host_.setting = [](void* self, const char* name) { return of(self).setting(name); };
+    host_.open_image = [](void* self, const char* name) { return of(self).open_image(name); };
+    host_.journal = [](void* self, const char* record) { return of(self).write_down(record); };
+    host_.forget = [](void* self, uint64_t id) { return of(self).forget(id); };
+    offer_threads();
+    offer_messages();
+}
+
+Plugins::Session::~Session() {
+    if (channel_)
+        channel_->cancel();
+    transfer_.reset();
+    if (self_ != nullptr)
+        table().close(self_);
+}
+
+void Plugins::Session::offer_threads() {
+    host_.run_thread = [](void* self, pid_t pid, pid_t tid) {
+        ThreadControl* control = of(self).control;
+        return with_errno(control == nullptr ? EBUSY : control->run(pid, tid));
+    };
+    host_.hold_thread = [](void* self, pid_t pid, pid_t tid, uint64_t deadline) {
+        ThreadControl* control = of(self).control;
+        return with_errno(control == nullptr ? EBUSY : control->hold(pid, tid, to_deadline(deadline)));
+    };
+}
+
+void Plugins::Session::offer_messages() {
+    host_.send = [](void* self, const void* data, size_t size, const int* fds, size_t count) {
+        const int end = of(self).task_end;
+        return end < 0 ? with_errno(ENOTCONN) : Channel::send(end, data, size, fds, count);
+    };
+    host_.receive = [](void* self, void* data, size_t size, int* fds, size_t* count, uint64_t deadline) {
+        return of(self).receive(data, size, fds, count, deadline);
+    };
+}
+
+bool Plugins::Session::is(const char* name) const { return name == nullptr || std::strcmp(name, table().name) == 0; }
+
+const PluginPolicy* Plugins::Session::policy() const {
+    auto found = options_.policy.find(name());
+    return found == options_.policy.end() ? nullptr : &found->second;
+}
+
+const char* Plugins::Session::setting(const char* key) const {
+    if (const PluginPolicy* own = policy()) {
+        auto value = own->settings.find(key);
+        if (value != own->settings.end())
+            return value->second.c_str();
+    }
+    return nullptr;
+}
+
+int Plugins::Session::open_image(const char* file) const {
+    const std::string_view text = file;
+    if (!text.starts_with(name()) || text.find('/') != std::string_view::npos)
+        return with_errno(EINVAL);
+    const int flags = purpose_ == CKPTD_CHECKPOINT ? O_RDWR | O_CREAT | O_EXCL : O_RDONLY;
+    return openat(options_.image_dir_fd, file, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+}
+
+uint64_t Plugins::Session::write_down(const char* record) const {
+    if (options_.journal == nullptr)
+        return UINT64_MAX;
+    auto id = options_.journal->add(kPluginUndo, {name(), record});
+    return id ? *id : 0;
+}
+
+int Plugins::Session::forget(uint64_t id) const {
+    if (options_.journal == nullptr)
+        return 0;
+    return options_.journal->drop(id) ? 0 : with_errno(EIO);
+}
+
+ssize_t Plugins::Session::receive(void* data, size_t size, int* fds, size_t* count, uint64_t deadline) const {
+    return channel_ ? channel_->receive(data, size, fds, count, deadline, options_.cancel_fd) : with_errno(ENOTCONN);
+}
+
+Result<bool> Plugins::Session::open(Deadline deadline) {
+    if (const PluginPolicy* own = policy())
+        for (const auto& [key, value] : own->settings)
+            if (!library_.knows_setting(key))
+                return fail(ErrorKind::kBadInput, fmt::format("plugin '{}'", name()),
+                            fmt::format("knows no setting '{}'", key), "correct plugins: in the policy");
+    CKPT_ASSIGN(int found, call("open", deadline, [this](const ckptd_plugin& plugin, void*, ckptd_call* raw) {
+                    return plugin.open(&host_, purpose_, raw, &self_);
+                }));
+    is_quiesced = purpose_ == CKPTD_RESTORE;
+    if (found == 0 && is_quiesced && table().transfer != nullptr) {
+        CKPT_ASSIGN(channel_, Channel::open());
+    }
+    return found == 0;
+}
+
+Result<int> Plugins::Session::call(const char* step, Deadline deadline, const Method& method) {
+    PluginCall call(deadline, options_.cancel_fd, options_.progress);
+    const int answer = method(table(), self_, &call.raw);
+    if (answer < 0 || !call.errors.empty())
+        return tl::unexpected(call.failure(name(), step));
+    return answer;
+}
+
+void Plugins::Session::start_transfer(Deadline deadline) {
+    if (table().transfer == nullptr)
+        return;
+    transfer_.emplace([this, deadline] {
+        auto done = call("transfer", deadline, [](const ckptd_plugin& plugin, void* self, ckptd_call* raw) {
+            return plugin.transfer(self, raw);
+        });
+        if (channel_)
+            channel_->no_more_receivers();
+        return done;
+    });
+}
+
+Result<void> Plugins::Session::join_transfer() {
+    if (!transfer_)
+        return {};
+    transfer_->thread.join();
+    Result<int> result = std::move(transfer_->result);
+    transfer_.reset();
+    CKPT_TRY(result);
+    return {};
+}
+
+}  // namespace checkpointd

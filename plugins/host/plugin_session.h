@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "core/base/error.h"
+#include "plugins/host/channel.h"
+#include "plugins/host/plugin_library.h"
+#include "plugins/host/plugins.h"
+
+namespace checkpointd {
+
+// In the journal: what undo() is told.
+inline constexpr const char* kPluginUndo = "plugins.undo";
+
+// One plugin in this job, and its host.
+class Plugins::Session {
+  public:
+    using Deadline = Plugins::Deadline;
+
+    // `options` is borrowed.
+    Session(PluginLibrary library, const PluginOptions& options, ckptd_purpose purpose);
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+    ~Session();
+
+    const ckptd_plugin& table() const { return library_.table(); }
+    std::string name() const { return library_.name(); }
+    void* self() const { return self_; }
+    // Whether it is the one of this name; null names any. Allocates nothing.
+    bool is(const char* name) const;
+
+    // False where there is nothing for it here.
+    Result<bool> open(Deadline deadline);
+    Result<int> call(const char* step, Deadline deadline, const Method& method);
+    void start_transfer(Deadline deadline);
+    Result<void> join_transfer();
+    // Null where nobody would receive.
+    Channel* channel() const { return channel_.get(); }
+
+    ThreadControl* control = nullptr;  // while the tasks stand
+    bool is_quiesced = false;  // or on the way up: resume() is due
+    int task_end = -1;         // of the channel, in the task
+
+  private:
+    struct Transfer {
+        explicit Transfer(std::function<Result<int>()> work) : thread([this, work = std::move(work)] { result = work(); }) {}
+        Result<int> result = 0;
+        std::jthread thread;
+    };
+
+    static Session& of(void* self) { return *static_cast<Session*>(self); }
+    const PluginPolicy* policy() const;
+    const char* setting(const char* key) const;
+    int open_image(const char* file) const;
+    uint64_t write_down(const char* record) const;
+    int forget(uint64_t id) const;
+    ssize_t receive(void* data, size_t size, int* fds, size_t* count, uint64_t deadline) const;
+    void offer_threads();
+    void offer_messages();
+
+    PluginLibrary library_;
+    const PluginOptions& options_;
+    ckptd_purpose purpose_;
+    ckptd_host host_{};
+    void* self_ = nullptr;
+    std::unique_ptr<Channel> channel_;
+    std::optional<Transfer> transfer_;
+};
+
+// For the functions of a host.
+int with_errno(int code);
+
+}  // namespace checkpointd
