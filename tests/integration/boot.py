@@ -135,14 +135,17 @@ def install(host, kinds):
 
 
 def settled(host, kind):
-    """What the unit says once it is up."""
+    """What the unit says once it is up. It counts: what a process before it has written stands still."""
     def look():
         if not kind.socket and host.unit(kind.unit, "ActiveState")["ActiveState"] != "active":
             return None
         try:
-            return kind.state(host)
+            first = kind.state(host)
+            time.sleep(0.1)
+            now = kind.state(host)
         except (Failed, ValueError):
             return None
+        return now if now[0] == first[0] and now[1] > first[1] else None
     return wait_for(look, f"{kind.unit} is up and answers", 60)
 
 
