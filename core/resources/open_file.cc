@@ -7,8 +7,6 @@
 
 #include <fmt/core.h>
 
-#include "core/kernel/proc_status.h"
-
 namespace checkpointd {
 
 namespace {
@@ -127,8 +125,7 @@ Result<void> read_owner(OpenFile& file) {
     file.owner.uid = uids[0];
     file.owner.euid = uids[1];
     file.owner.pid_type = static_cast<uint32_t>(owner.type);
-    // Of a group its leader tells the number, unless it has died.
-    file.owner.pid = static_cast<uint32_t>(innermost_pid(owner.pid));
+    file.owner.pid = static_cast<uint32_t>(owner.pid);
     return {};
 }
 
