@@ -141,6 +141,8 @@ struct ckptd_host {
      * *count: room in `fds`, out: how many there are. They are the caller's, close-on-exec.
      */
     ssize_t (*receive)(void *context, void *data, size_t size, int *fds, size_t *count, uint64_t deadline_usec);
+    /* Calls `take` with the name of each file of the image that begins with the plugin's. 0, or -1 with errno. Any thread. */
+    int (*list_images)(void *context, void (*take)(void *out, const char *name), void *out);
 };
 
 struct ckptd_plugin {

@@ -3,6 +3,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <dirent.h>
 #include <fcntl.h>
 
 #include "plugins/host/deadline.h"
@@ -24,6 +25,9 @@ Plugins::Session::Session(PluginLibrary library, const PluginOptions& options, c
     host_.context = this;
     host_.setting = [](void* self, const char* name) { return of(self).setting(name); };
     host_.open_image = [](void* self, const char* name) { return of(self).open_image(name); };
+    host_.list_images = [](void* self, void (*take)(void*, const char*), void* out) {
+        return of(self).list_images(take, out);
+    };
     host_.journal = [](void* self, const char* record) { return of(self).write_down(record); };
     host_.forget = [](void* self, uint64_t id) { return of(self).forget(id); };
     offer_threads();
@@ -81,6 +85,18 @@ int Plugins::Session::open_image(const char* file) const {
         return with_errno(EINVAL);
     const int flags = purpose_ == CKPTD_CHECKPOINT ? O_RDWR | O_CREAT | O_EXCL : O_RDONLY;
     return openat(options_.image_dir_fd, file, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+}
+
+int Plugins::Session::list_images(void (*take)(void* out, const char* name), void* out) const {
+    const int fd = openat(options_.image_dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR* folder = fd < 0 ? nullptr : fdopendir(fd);
+    if (folder == nullptr)
+        return -1;
+    while (const dirent* entry = readdir(folder))
+        if (std::string_view(entry->d_name).starts_with(name()))
+            take(out, entry->d_name);
+    closedir(folder);
+    return 0;
 }
 
 uint64_t Plugins::Session::write_down(const char* record) const {

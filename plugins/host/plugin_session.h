@@ -56,6 +56,7 @@ class Plugins::Session {
     const PluginPolicy* policy() const;
     const char* setting(const char* key) const;
     int open_image(const char* file) const;
+    int list_images(void (*take)(void* out, const char* name), void* out) const;
     uint64_t write_down(const char* record) const;
     int forget(uint64_t id) const;
     ssize_t receive(void* data, size_t size, int* fds, size_t* count, uint64_t deadline) const;
