@@ -7,7 +7,8 @@
 namespace checkpointd::amdgpu::drm {
 namespace {
 
-constexpr const char* kRemedy = "install libdrm-amdgpu1 (Debian), or the libdrm of your distribution";
+constexpr const char* kRemedy =
+    "install libdrm-amdgpu1 (Debian), or the libdrm of your distribution";
 
 template <typename Function>
 void find(void* library, const char* name, Function& out, std::string& missing) {
@@ -21,7 +22,8 @@ void find(void* library, const char* name, Function& out, std::string& missing) 
 Result<Api> load_api(const char* name) {
     void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (library == nullptr)
-        return fail(ErrorKind::kUnsupported, name, fmt::format("cannot be loaded: {}", dlerror()), kRemedy);
+        return fail(ErrorKind::kUnsupported, name, fmt::format("cannot be loaded: {}", dlerror()),
+                    kRemedy);
     Api api{};
     std::string missing;
     find(library, "amdgpu_device_initialize", api.device_initialize, missing);

@@ -18,7 +18,8 @@ constexpr uint64_t kSlotBytes = 4096;
 Result<void> checked(int code, const char* step) {
     if (code == 0)
         return {};
-    return fail_errno("copies to and from GPU memory", fmt::format("amdgpu_{}", step), code < 0 ? -code : code);
+    return fail_errno("copies to and from GPU memory", fmt::format("amdgpu_{}", step),
+                      code < 0 ? -code : code);
 }
 
 // The first failure counts, and everything is tried.
@@ -38,7 +39,8 @@ Result<std::unique_ptr<DrmEngine>> DrmEngine::open(const drm::Api& api, ScopedFd
 Result<void> DrmEngine::initialize() {
     uint32_t major = 0;
     uint32_t minor = 0;
-    CKPT_TRY(checked(api_.device_initialize(render_node_.get(), &major, &minor, &device_), "device_initialize"));
+    CKPT_TRY(checked(api_.device_initialize(render_node_.get(), &major, &minor, &device_),
+                     "device_initialize"));
     drm::GpuInfo info{};
     CKPT_TRY(checked(api_.query_gpu_info(device_, &info), "query_gpu_info"));
     packet_bytes_ = sdma_packet_bytes(info.family_id);
@@ -53,7 +55,8 @@ Result<void> DrmEngine::initialize() {
     return {};
 }
 
-// The GPU must have ended before its pages go; who abandons an engine because it has not does not destroy it.
+// The GPU must have ended before its pages go; who abandons an engine because it has not does not
+// destroy it.
 DrmEngine::~DrmEngine() {
     for (const auto& fence : std::map(fences_))
         (void)wait(fence.first, Deadline::max());
@@ -71,10 +74,11 @@ DrmEngine::~DrmEngine() {
 
 Result<void> DrmEngine::map(Mapped& buffer) {
     const uint64_t alignment = buffer.size >= kHugePage ? kHugePage : kPage;
-    CKPT_TRY(checked(api_.va_range_alloc(device_, drm::kGeneralRange, buffer.size, alignment, 0, &buffer.address,
-                                         &buffer.range, 0),
+    CKPT_TRY(checked(api_.va_range_alloc(device_, drm::kGeneralRange, buffer.size, alignment, 0,
+                                         &buffer.address, &buffer.range, 0),
                      "va_range_alloc"));
-    CKPT_TRY(checked(api_.bo_va_op(buffer.buffer, 0, buffer.size, buffer.address, 0, drm::kMap), "bo_va_op"));
+    CKPT_TRY(checked(api_.bo_va_op(buffer.buffer, 0, buffer.size, buffer.address, 0, drm::kMap),
+                     "bo_va_op"));
     buffer.is_mapped = true;
     return {};
 }
@@ -84,7 +88,9 @@ Result<void> DrmEngine::release(Mapped& buffer) {
     if (buffer.list != nullptr)
         also(result, checked(api_.bo_list_destroy(buffer.list), "bo_list_destroy"));
     if (buffer.is_mapped)
-        also(result, checked(api_.bo_va_op(buffer.buffer, 0, buffer.size, buffer.address, 0, drm::kUnmap), "bo_va_op"));
+        also(result,
+             checked(api_.bo_va_op(buffer.buffer, 0, buffer.size, buffer.address, 0, drm::kUnmap),
+                     "bo_va_op"));
     if (buffer.range != nullptr)
         also(result, checked(api_.va_range_free(buffer.range), "va_range_free"));
     if (buffer.buffer != nullptr)
@@ -95,8 +101,10 @@ Result<void> DrmEngine::release(Mapped& buffer) {
 
 Result<void> DrmEngine::pin(std::byte* memory, uint64_t size) {
     if (staging_.buffer != nullptr)
-        return fail(ErrorKind::kInternal, "copies to and from GPU memory", "memory is pinned already");
-    CKPT_TRY(checked(api_.create_bo_from_user_mem(device_, memory, size, &staging_.buffer), "create_bo_from_user_mem"));
+        return fail(ErrorKind::kInternal, "copies to and from GPU memory",
+                    "memory is pinned already");
+    CKPT_TRY(checked(api_.create_bo_from_user_mem(device_, memory, size, &staging_.buffer),
+                     "create_bo_from_user_mem"));
     staging_.size = size;
     staging_memory_ = memory;
     return map(staging_);
@@ -105,15 +113,19 @@ Result<void> DrmEngine::pin(std::byte* memory, uint64_t size) {
 Result<uint64_t> DrmEngine::attach(int dmabuf_fd, uint64_t size) {
     Mapped& buffer = buffers_[++last_buffer_];
     drm::ImportResult imported{};
-    CKPT_TRY(checked(api_.bo_import(device_, drm::kImportDmaBuf, static_cast<uint32_t>(dmabuf_fd), &imported), "bo_import"));
+    CKPT_TRY(checked(
+        api_.bo_import(device_, drm::kImportDmaBuf, static_cast<uint32_t>(dmabuf_fd), &imported),
+        "bo_import"));
     buffer.buffer = imported.buffer;
     buffer.size = size;
     if (imported.size < size)
-        return fail(ErrorKind::kBadImage, "GPU memory",
-                    fmt::format("a buffer has {} bytes, and {} are to be copied", imported.size, size));
+        return fail(
+            ErrorKind::kBadImage, "GPU memory",
+            fmt::format("a buffer has {} bytes, and {} are to be copied", imported.size, size));
     CKPT_TRY(map(buffer));
     drm::Buffer all[] = {buffer.buffer, staging_.buffer, commands_.buffer};
-    CKPT_TRY(checked(api_.bo_list_create(device_, std::size(all), all, nullptr, &buffer.list), "bo_list_create"));
+    CKPT_TRY(checked(api_.bo_list_create(device_, std::size(all), all, nullptr, &buffer.list),
+                     "bo_list_create"));
     return last_buffer_;
 }
 
@@ -128,16 +140,19 @@ Result<void> DrmEngine::detach(uint64_t number) {
 
 Result<uint64_t> DrmEngine::start(const Copy& copy) {
     auto found = buffers_.find(copy.buffer);
-    if (found == buffers_.end() || copy.offset > found->second.size || copy.size > found->second.size - copy.offset ||
-        copy.host < staging_memory_ || copy.host + copy.size > staging_memory_ + staging_.size)
-        return fail(ErrorKind::kInternal, "copies to and from GPU memory", "a copy beyond the ends");
+    if (found == buffers_.end() || copy.offset > found->second.size ||
+        copy.size > found->second.size - copy.offset || copy.host < staging_memory_ ||
+        copy.host + copy.size > staging_memory_ + staging_.size)
+        return fail(ErrorKind::kInternal, "copies to and from GPU memory",
+                    "a copy beyond the ends");
     const uint64_t device = found->second.address + copy.offset;
     const uint64_t host = staging_.address + static_cast<uint64_t>(copy.host - staging_memory_);
     const bool in = copy.direction == Direction::kToDevice;
     return submit(found->second, in ? host : device, in ? device : host, copy.size);
 }
 
-Result<uint64_t> DrmEngine::submit(const Mapped& buffer, uint64_t from, uint64_t to, uint64_t size) {
+Result<uint64_t> DrmEngine::submit(const Mapped& buffer, uint64_t from, uint64_t to,
+                                   uint64_t size) {
     const std::vector<uint32_t> words = sdma_copy(from, to, size, packet_bytes_);
     const uint64_t slot = started_ % kSlots * kSlotBytes;
     if (words.size() * sizeof(uint32_t) > kSlotBytes || fences_.size() >= kSlots)
@@ -159,12 +174,18 @@ Result<void> DrmEngine::wait(uint64_t number, Deadline deadline) {
     if (found == fences_.end())
         return {};  // waited for already
     drm::Fence fence{context_, drm::kCopyEngine, 0, 0, found->second};
-    const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - Deadline::clock::now()).count();
-    const uint64_t timeout = deadline == Deadline::max() ? UINT64_MAX : static_cast<uint64_t>(std::max<int64_t>(left, 0));
+    const auto left =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - Deadline::clock::now())
+            .count();
+    const uint64_t timeout = deadline == Deadline::max()
+                                 ? UINT64_MAX
+                                 : static_cast<uint64_t>(std::max<int64_t>(left, 0));
     uint32_t has_ended = 0;
-    CKPT_TRY(checked(api_.cs_query_fence_status(&fence, timeout, 0, &has_ended), "cs_query_fence_status"));
+    CKPT_TRY(checked(api_.cs_query_fence_status(&fence, timeout, 0, &has_ended),
+                     "cs_query_fence_status"));
     if (has_ended == 0)
-        return fail(ErrorKind::kTimeout, "copies to and from GPU memory", "the copy engine does not come to an end",
+        return fail(ErrorKind::kTimeout, "copies to and from GPU memory",
+                    "the copy engine does not come to an end",
                     "look for a hang of the GPU in the kernel's log");
     fences_.erase(found);
     return {};

@@ -9,8 +9,8 @@
 
 namespace checkpointd::amdgpu {
 
-// The copy engine of one GPU, through libdrm_amdgpu: everything has an address of the GPU, in the address space of our
-// own render node, and a copy is a list of SDMA commands on the first ring.
+// The copy engine of one GPU, through libdrm_amdgpu: everything has an address of the GPU, in the
+// address space of our own render node, and a copy is a list of SDMA commands on the first ring.
 class DrmEngine : public CopyEngine {
   public:
     static Result<std::unique_ptr<DrmEngine>> open(const drm::Api& api, ScopedFd render_node);
@@ -33,7 +33,8 @@ class DrmEngine : public CopyEngine {
         bool is_mapped = false;
     };
 
-    DrmEngine(const drm::Api& api, ScopedFd render_node) : api_(api), render_node_(std::move(render_node)) {}
+    DrmEngine(const drm::Api& api, ScopedFd render_node)
+        : api_(api), render_node_(std::move(render_node)) {}
     Result<void> initialize();
     Result<void> map(Mapped& buffer);
     Result<void> release(Mapped& buffer);

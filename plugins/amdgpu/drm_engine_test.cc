@@ -3,13 +3,13 @@
 // The engine on a made-up libdrm_amdgpu, whose GPU executes the commands that it is given.
 #include "plugins/amdgpu/drm_engine.h"
 
-#include <cstring>
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <cstring>
 #include <memory>
 #include <set>
-#include <sys/mman.h>
 
 #include "plugins/amdgpu/sdma.h"
 
@@ -26,8 +26,8 @@ TEST(Sdma, OnePacket) {
 
 TEST(Sdma, MoreThanOnePacketTakes) {
     EXPECT_THAT(sdma_copy(0xffe00000, 0x2000000000, (1 << 21) + 4096, 1 << 21),
-                ElementsAre(1, 0x200000, 0, 0xffe00000, 0, 0, 0x20,   //
-                            1, 0x1000, 0, 0, 1, 0x200000, 0x20,       //
+                ElementsAre(1, 0x200000, 0, 0xffe00000, 0, 0, 0x20,  //
+                            1, 0x1000, 0, 0, 1, 0x200000, 0x20,      //
                             0, 0));
     EXPECT_EQ(sdma_copy(0, 0, 8ull << 21, 1 << 21).size(), 56u);
     EXPECT_EQ(sdma_copy(0, 0, 8ull << 21, (1 << 21) - 1).size(), 64u);
@@ -44,7 +44,8 @@ TEST(DrmApi, SaysWhatIsMissing) {
     EXPECT_EQ(none.error().kind, ErrorKind::kUnsupported);
     auto other = drm::load_api("libc.so.6");
     ASSERT_FALSE(other);
-    EXPECT_THAT(other.error().line(), HasSubstr("lacks amdgpu_device_initialize, amdgpu_device_deinitialize"));
+    EXPECT_THAT(other.error().line(),
+                HasSubstr("lacks amdgpu_device_initialize, amdgpu_device_deinitialize"));
 }
 
 // The library's objects are this one's, counted. Functions of C have nowhere to carry it.
@@ -67,7 +68,9 @@ struct FakeDrm {
 
 FakeDrm* fake = nullptr;
 
-int called() { return ++fake->calls == fake->fails_at ? -EIO : 0; }
+int called() {
+    return ++fake->calls == fake->fails_at ? -EIO : 0;
+}
 
 template <typename Handle, typename Object>
 Handle made(Object* object) {
@@ -82,7 +85,9 @@ int unmade(Handle handle) {
     return called();
 }
 
-FakeDrm::Memory* memory(drm::Buffer buffer) { return reinterpret_cast<FakeDrm::Memory*>(buffer); }
+FakeDrm::Memory* memory(drm::Buffer buffer) {
+    return reinterpret_cast<FakeDrm::Memory*>(buffer);
+}
 
 std::byte* at(uint64_t address, uint64_t size) {
     auto found = fake->mapped.upper_bound(address);
@@ -102,25 +107,16 @@ void execute(const drm::Commands& commands) {
             continue;
         }
         ASSERT_EQ(words[i], 1u);
-        auto address = [&](size_t low) { return words[low] | static_cast<uint64_t>(words[low + 1]) << 32; };
-        std::memcpy(at(address(i + 5), words[i + 1]), at(address(i + 3), words[i + 1]), words[i + 1]);
+        auto address = [&](size_t low) {
+            return words[low] | static_cast<uint64_t>(words[low + 1]) << 32;
+        };
+        std::memcpy(at(address(i + 5), words[i + 1]), at(address(i + 3), words[i + 1]),
+                    words[i + 1]);
         i += 7;
     }
 }
 
-drm::Api fake_api() {
-    drm::Api api{};
-    api.device_initialize = [](int, uint32_t*, uint32_t*, drm::Device* out) {
-        if (int code = called())
-            return code;
-        *out = made<drm::Device>(new int);
-        return 0;
-    };
-    api.device_deinitialize = [](drm::Device device) { return unmade<int>(device); };
-    api.query_gpu_info = [](drm::Device, drm::GpuInfo* info) {
-        info->family_id = fake->family;
-        return called();
-    };
+void fake_buffers(drm::Api& api) {
     api.create_bo_from_user_mem = [](drm::Device, void* data, uint64_t size, drm::Buffer* out) {
         if (int code = called())
             return code;
@@ -132,15 +128,19 @@ drm::Api fake_api() {
         if (int code = called())
             return code;
         const auto size = static_cast<uint64_t>(lseek(static_cast<int>(fd), 0, SEEK_END));
-        void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, static_cast<int>(fd), 0);
-        *out = {made<drm::Buffer>(new FakeDrm::Memory{static_cast<std::byte*>(data), size, true}), size};
+        void* data =
+            mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, static_cast<int>(fd), 0);
+        *out = {made<drm::Buffer>(new FakeDrm::Memory{static_cast<std::byte*>(data), size, true}),
+                size};
         return 0;
     };
     api.bo_alloc = [](drm::Device, drm::AllocRequest* request, drm::Buffer* out) {
         if (int code = called())
             return code;
-        void* data = mmap(nullptr, request->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        *out = made<drm::Buffer>(new FakeDrm::Memory{static_cast<std::byte*>(data), request->size, true});
+        void* data = mmap(nullptr, request->size, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        *out = made<drm::Buffer>(
+            new FakeDrm::Memory{static_cast<std::byte*>(data), request->size, true});
         return 0;
     };
     api.bo_free = [](drm::Buffer buffer) {
@@ -153,8 +153,11 @@ drm::Api fake_api() {
         return called();
     };
     api.bo_cpu_unmap = [](drm::Buffer) { return called(); };
-    api.va_range_alloc = [](drm::Device, uint32_t, uint64_t size, uint64_t alignment, uint64_t, uint64_t* address,
-                            drm::Range* out, uint64_t) {
+}
+
+void fake_addresses(drm::Api& api) {
+    api.va_range_alloc = [](drm::Device, uint32_t, uint64_t size, uint64_t alignment, uint64_t,
+                            uint64_t* address, drm::Range* out, uint64_t) {
         if (int code = called())
             return code;
         *address = (fake->next_address + alignment - 1) / alignment * alignment;
@@ -163,7 +166,8 @@ drm::Api fake_api() {
         return 0;
     };
     api.va_range_free = [](drm::Range range) { return unmade<int>(range); };
-    api.bo_va_op = [](drm::Buffer buffer, uint64_t, uint64_t, uint64_t address, uint64_t, uint32_t operation) {
+    api.bo_va_op = [](drm::Buffer buffer, uint64_t, uint64_t, uint64_t address, uint64_t,
+                      uint32_t operation) {
         if (operation == drm::kUnmap) {
             EXPECT_EQ(fake->mapped.erase(address), 1u);
         }
@@ -181,6 +185,9 @@ drm::Api fake_api() {
         return 0;
     };
     api.bo_list_destroy = [](drm::List list) { return unmade<int>(list); };
+}
+
+void fake_commands(drm::Api& api) {
     api.cs_ctx_create = [](drm::Device, drm::Context* out) {
         if (int code = called())
             return code;
@@ -203,6 +210,24 @@ drm::Api fake_api() {
         *has_ended = fake->hangs ? 0 : 1;
         return called();
     };
+}
+
+drm::Api fake_api() {
+    drm::Api api{};
+    api.device_initialize = [](int, uint32_t*, uint32_t*, drm::Device* out) {
+        if (int code = called())
+            return code;
+        *out = made<drm::Device>(new int);
+        return 0;
+    };
+    api.device_deinitialize = [](drm::Device device) { return unmade<int>(device); };
+    api.query_gpu_info = [](drm::Device, drm::GpuInfo* info) {
+        info->family_id = fake->family;
+        return called();
+    };
+    fake_buffers(api);
+    fake_addresses(api);
+    fake_commands(api);
     return api;
 }
 
@@ -227,12 +252,14 @@ class DrmEngineTest : public testing::Test {
     }
     // In and out again, by way of the device.
     Result<void> there_and_back() {
-        CKPT_ASSIGN(auto engine, DrmEngine::open(fake_api(), ScopedFd(open("/dev/null", O_RDWR | O_CLOEXEC))));
+        CKPT_ASSIGN(auto engine,
+                    DrmEngine::open(fake_api(), ScopedFd(open("/dev/null", O_RDWR | O_CLOEXEC))));
         CKPT_TRY(engine->pin(host_, 2 * kSize));
         CKPT_ASSIGN(const uint64_t buffer, engine->attach(dmabuf_.get(), kSize));
-        CKPT_ASSIGN(const uint64_t in, engine->start({Direction::kToDevice, buffer, 0, host_, kSize}));
-        CKPT_ASSIGN(const uint64_t out,
-                    engine->start({Direction::kFromDevice, buffer, 4096, host_ + kSize, kSize - 4096}));
+        CKPT_ASSIGN(const uint64_t in,
+                    engine->start({Direction::kToDevice, buffer, 0, host_, kSize}));
+        CKPT_ASSIGN(const uint64_t out, engine->start({Direction::kFromDevice, buffer, 4096,
+                                                       host_ + kSize, kSize - 4096}));
         CKPT_TRY(engine->wait(in, CopyEngine::Deadline::max()));
         CKPT_TRY(engine->wait(out, CopyEngine::Deadline::clock::now() + std::chrono::seconds(1)));
         return engine->detach(buffer);
@@ -276,7 +303,8 @@ TEST_F(DrmEngineTest, EveryFailureIsTold) {
 }
 
 TEST_F(DrmEngineTest, AHangIsATimeout) {
-    auto engine = DrmEngine::open(fake_api(), ScopedFd(open("/dev/null", O_RDWR | O_CLOEXEC))).value();
+    auto engine =
+        DrmEngine::open(fake_api(), ScopedFd(open("/dev/null", O_RDWR | O_CLOEXEC))).value();
     ASSERT_TRUE(engine->pin(host_, kSize));
     const uint64_t buffer = engine->attach(dmabuf_.get(), kSize).value();
     const uint64_t fence = engine->start({Direction::kToDevice, buffer, 0, host_, 4096}).value();
@@ -290,7 +318,8 @@ TEST_F(DrmEngineTest, AHangIsATimeout) {
 }
 
 TEST_F(DrmEngineTest, NothingBeyondTheEnds) {
-    auto engine = DrmEngine::open(fake_api(), ScopedFd(open("/dev/null", O_RDWR | O_CLOEXEC))).value();
+    auto engine =
+        DrmEngine::open(fake_api(), ScopedFd(open("/dev/null", O_RDWR | O_CLOEXEC))).value();
     ASSERT_TRUE(engine->pin(host_, kSize));
     EXPECT_FALSE(engine->pin(host_, kSize));
     EXPECT_FALSE(engine->attach(dmabuf_.get(), kSize + 4096));

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// A copy engine for tests and benchmarks: "devices" are memory files, and copies take as long as a bandwidth says,
-// without using a processor for it.
+// A copy engine for tests and benchmarks: "devices" are memory files, and copies take as long as a
+// bandwidth says, without using a processor for it.
 #pragma once
 
+#include <sys/mman.h>
+#include <unistd.h>
 #include <atomic>
 #include <deque>
 #include <map>
-#include <sys/mman.h>
 #include <thread>
-#include <unistd.h>
 #include <vector>
 
 #include "core/base/scoped_fd.h"
@@ -56,8 +56,10 @@ class FakeEngine : public CopyEngine {
     }
     Result<uint64_t> start(const Copy& copy) override {
         CKPT_TRY(called("start"));
-        if (copy.host < pinned_ || copy.host + copy.size > pinned_ + pinned_size_ || !buffers_.contains(copy.buffer))
-            return fail(ErrorKind::kInternal, "fake engine", "a copy of memory that it does not know");
+        if (copy.host < pinned_ || copy.host + copy.size > pinned_ + pinned_size_ ||
+            !buffers_.contains(copy.buffer))
+            return fail(ErrorKind::kInternal, "fake engine",
+                        "a copy of memory that it does not know");
         const int under_way = ++gpu_.under_way;
         gpu_.most_under_way = std::max(gpu_.most_under_way.load(), under_way);
         copies_.push_back({copy, end_of(copy.size)});
@@ -78,14 +80,16 @@ class FakeEngine : public CopyEngine {
 
     Result<void> called(const char* what) {
         if (++gpu_.calls == gpu_.fails_at)
-            return fail(ErrorKind::kSystem, "fake engine", fmt::format("{} was told to fail", what));
+            return fail(ErrorKind::kSystem, "fake engine",
+                        fmt::format("{} was told to fail", what));
         return {};
     }
 
     Deadline end_of(uint64_t bytes) {
         if (gpu_.bytes_per_second == 0)
             return Deadline::clock::now();
-        const auto span = static_cast<int64_t>(static_cast<double>(bytes) / gpu_.bytes_per_second * 1e9);
+        const auto span =
+            static_cast<int64_t>(static_cast<double>(bytes) / gpu_.bytes_per_second * 1e9);
         int64_t before = gpu_.free_at_nanoseconds;
         int64_t after = 0;
         do {
@@ -113,8 +117,9 @@ class FakeEngine : public CopyEngine {
     Result<void> move(const Copy& copy) {
         const int fd = buffers_.at(copy.buffer).get();
         const auto at = static_cast<off_t>(copy.offset);
-        const ssize_t moved = copy.direction == Direction::kToDevice ? pwrite(fd, copy.host, copy.size, at)
-                                                                     : pread(fd, copy.host, copy.size, at);
+        const ssize_t moved = copy.direction == Direction::kToDevice
+                                  ? pwrite(fd, copy.host, copy.size, at)
+                                  : pread(fd, copy.host, copy.size, at);
         if (moved != static_cast<ssize_t>(copy.size))
             return fail_errno("fake engine", "copy");
         return {};

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/amdgpu/images.h"
 
-#include <cstring>
 #include <linux/kfd_ioctl.h>
-#include <set>
 #include <sys/stat.h>
+#include <cstring>
+#include <set>
 
 #include "core/base/io.h"
 
@@ -20,7 +20,8 @@ tl::unexpected<Error> bad(const std::string& name, std::string message) {
     return fail(ErrorKind::kBadImage, name, std::move(message));
 }
 
-Result<void> write_message(const OpenImage& open, const std::string& name, const google::protobuf::MessageLite& message) {
+Result<void> write_message(const OpenImage& open, const std::string& name,
+                           const google::protobuf::MessageLite& message) {
     CKPT_ASSIGN(ScopedFd file, open(name));
     std::string bytes;
     if (!message.SerializeToString(&bytes))
@@ -49,7 +50,8 @@ Result<std::optional<Message>> read_message(const OpenImage& open, const std::st
 Result<void> check_buffer(const pb::Buffer& buffer, const std::set<uint32_t>& gpus, uint64_t& total,
                           const std::string& name) {
     if (!gpus.contains(buffer.gpu_id()))
-        return bad(name, fmt::format("has a buffer on {}, which it does not describe", gpu_name(buffer.gpu_id())));
+        return bad(name, fmt::format("has a buffer on {}, which it does not describe",
+                                     gpu_name(buffer.gpu_id())));
     if (buffer.size() == 0 || buffer.size() > INT64_MAX - kImageHeader - total)
         return bad(name, fmt::format("has a buffer of {} bytes", buffer.size()));
     total += buffer.size();
@@ -64,9 +66,11 @@ Result<void> check_process(const pb::Process& process, const std::string& name) 
             (device.gpu_id() != 0 && !gpus.insert(device.gpu_id()).second))
             return bad(name, fmt::format("describes node {} twice", device.node_id()));
     }
-    if (gpus.size() != process.gpu_count() || nodes.size() != uint64_t{process.gpu_count()} + process.cpu_count())
+    if (gpus.size() != process.gpu_count() ||
+        nodes.size() != uint64_t{process.gpu_count()} + process.cpu_count())
         return bad(name, "describes other devices than it counts");
-    if (process.buffers_size() > kMostBuffers || process.buffer_count() != static_cast<uint64_t>(process.buffers_size()))
+    if (process.buffers_size() > kMostBuffers ||
+        process.buffer_count() != static_cast<uint64_t>(process.buffers_size()))
         return bad(name, "lists other buffers than it counts");
     uint64_t total = 0;
     for (const pb::Buffer& buffer : process.buffers())
@@ -87,22 +91,26 @@ constexpr Field kFields[] = {
     {&Node::mem_banks_count, &pb::Device::set_mem_banks_count, &pb::Device::mem_banks_count},
     {&Node::caches_count, &pb::Device::set_caches_count, &pb::Device::caches_count},
     {&Node::io_links_count, &pb::Device::set_io_links_count, &pb::Device::io_links_count},
-    {&Node::max_waves_per_simd, &pb::Device::set_max_waves_per_simd, &pb::Device::max_waves_per_simd},
+    {&Node::max_waves_per_simd, &pb::Device::set_max_waves_per_simd,
+     &pb::Device::max_waves_per_simd},
     {&Node::lds_size_in_kb, &pb::Device::set_lds_size_in_kb, &pb::Device::lds_size_in_kb},
     {&Node::gds_size_in_kb, &pb::Device::set_gds_size_in_kb, &pb::Device::gds_size_in_kb},
     {&Node::num_gws, &pb::Device::set_num_gws, &pb::Device::num_gws},
     {&Node::wave_front_size, &pb::Device::set_wave_front_size, &pb::Device::wave_front_size},
     {&Node::array_count, &pb::Device::set_array_count, &pb::Device::array_count},
-    {&Node::simd_arrays_per_engine, &pb::Device::set_simd_arrays_per_engine, &pb::Device::simd_arrays_per_engine},
+    {&Node::simd_arrays_per_engine, &pb::Device::set_simd_arrays_per_engine,
+     &pb::Device::simd_arrays_per_engine},
     {&Node::cu_per_simd_array, &pb::Device::set_cu_per_simd_array, &pb::Device::cu_per_simd_array},
     {&Node::simd_per_cu, &pb::Device::set_simd_per_cu, &pb::Device::simd_per_cu},
-    {&Node::max_slots_scratch_cu, &pb::Device::set_max_slots_scratch_cu, &pb::Device::max_slots_scratch_cu},
+    {&Node::max_slots_scratch_cu, &pb::Device::set_max_slots_scratch_cu,
+     &pb::Device::max_slots_scratch_cu},
     {&Node::vendor_id, &pb::Device::set_vendor_id, &pb::Device::vendor_id},
     {&Node::device_id, &pb::Device::set_device_id, &pb::Device::device_id},
     {&Node::domain, &pb::Device::set_domain, &pb::Device::domain},
     {&Node::drm_render_minor, &pb::Device::set_drm_render_minor, &pb::Device::drm_render_minor},
     {&Node::num_sdma_engines, &pb::Device::set_num_sdma_engines, &pb::Device::num_sdma_engines},
-    {&Node::num_sdma_xgmi_engines, &pb::Device::set_num_sdma_xgmi_engines, &pb::Device::num_sdma_xgmi_engines},
+    {&Node::num_sdma_xgmi_engines, &pb::Device::set_num_sdma_xgmi_engines,
+     &pb::Device::num_sdma_xgmi_engines},
     {&Node::num_sdma_queues_per_engine, &pb::Device::set_num_sdma_queues_per_engine,
      &pb::Device::num_sdma_queues_per_engine},
     {&Node::num_cp_queues, &pb::Device::set_num_cp_queues, &pb::Device::num_cp_queues},
@@ -129,9 +137,15 @@ void put_node(const Topology& here, const Node& node, pb::Device& out) {
 
 }  // namespace
 
-std::string kfd_image_name(uint32_t id) { return fmt::format("amdgpu-kfd-{}.img", id); }
-std::string render_image_name(uint32_t id) { return fmt::format("amdgpu-renderD-{}.img", id); }
-std::string pages_image_name(uint32_t id, uint32_t gpu_id) { return fmt::format("amdgpu-pages-{}-{:04x}.img", id, gpu_id); }
+std::string kfd_image_name(uint32_t id) {
+    return fmt::format("amdgpu-kfd-{}.img", id);
+}
+std::string render_image_name(uint32_t id) {
+    return fmt::format("amdgpu-renderD-{}.img", id);
+}
+std::string pages_image_name(uint32_t id, uint32_t gpu_id) {
+    return fmt::format("amdgpu-pages-{}-{:04x}.img", id, gpu_id);
+}
 
 bool has_contents(uint32_t alloc_flags) {
     return (alloc_flags & (KFD_IOC_ALLOC_MEM_FLAGS_VRAM | KFD_IOC_ALLOC_MEM_FLAGS_GTT)) != 0;
@@ -142,12 +156,13 @@ Result<void> write_image_header(int fd, const std::string& name, uint64_t size) 
 }
 
 Result<void> check_image_size(int fd, const std::string& name, uint64_t size) {
-    struct stat status{};
+    struct stat status {};
     uint64_t written = 0;
     if (fstat(fd, &status) != 0 || pread(fd, &written, sizeof(written), 0) < 0)
         return fail_errno(name, "cannot be read");
     if (written != size || static_cast<uint64_t>(status.st_size) != size + kImageHeader)
-        return bad(name, fmt::format("should hold {} bytes of buffers, and holds {}", size, written));
+        return bad(name,
+                   fmt::format("should hold {} bytes of buffers, and holds {}", size, written));
     return {};
 }
 
@@ -171,7 +186,8 @@ Result<std::optional<pb::RenderNode>> read_render_node(const OpenImage& open, ui
     return read_message<pb::RenderNode>(open, render_image_name(id));
 }
 
-void put_topology(const Topology& here, const std::map<uint32_t, uint32_t>& names, pb::Process& out) {
+void put_topology(const Topology& here, const std::map<uint32_t, uint32_t>& names,
+                  pb::Process& out) {
     uint32_t gpus = 0;
     uint32_t cpus = 0;
     for (const Node& node : here.nodes) {

@@ -19,7 +19,9 @@ using testing::HasSubstr;
 class Images : public testing::Test {
   protected:
     OpenImage writing() {
-        return [this](const std::string& name) { return open_at(dir_.fd(), name, O_WRONLY | O_CREAT | O_EXCL, 0600); };
+        return [this](const std::string& name) {
+            return open_at(dir_.fd(), name, O_WRONLY | O_CREAT | O_EXCL, 0600);
+        };
     }
     OpenImage reading() {
         return [this](const std::string& name) -> Result<ScopedFd> {
@@ -101,7 +103,8 @@ TEST_F(Images, HaveCriusBytes) {
     buffer.set_alloc_flags(4);
     buffer.set_gpu_id(5);
     buffer.set_handle(kNoHandle);
-    EXPECT_EQ(buffer.SerializeAsString(), "\x08\x01\x10\x02\x18\x03\x20\x04\x28\x05\x30\xff\xff\xff\xff\x0f");
+    EXPECT_EQ(buffer.SerializeAsString(),
+              "\x08\x01\x10\x02\x18\x03\x20\x04\x28\x05\x30\xff\xff\xff\xff\x0f");
 }
 
 TEST_F(Images, HiddenGpusAreLeftOut) {
@@ -121,9 +124,12 @@ TEST_F(Images, ThatContradictThemselvesAreRefused) {
         {[](pb::Process& process) { process.set_gpu_count(3); }, "other devices than it counts"},
         {[](pb::Process& process) { process.set_cpu_count(0); }, "other devices than it counts"},
         {[](pb::Process& process) { process.set_buffer_count(1); }, "other buffers than it counts"},
-        {[](pb::Process& process) { process.mutable_buffers(0)->set_gpu_id(1); }, "which it does not describe"},
-        {[](pb::Process& process) { process.mutable_buffers(0)->set_size(0); }, "buffer of 0 bytes"},
-        {[](pb::Process& process) { process.mutable_buffers(0)->set_size(INT64_MAX); }, "has a buffer of"},
+        {[](pb::Process& process) { process.mutable_buffers(0)->set_gpu_id(1); },
+         "which it does not describe"},
+        {[](pb::Process& process) { process.mutable_buffers(0)->set_size(0); },
+         "buffer of 0 bytes"},
+        {[](pb::Process& process) { process.mutable_buffers(0)->set_size(INT64_MAX); },
+         "has a buffer of"},
         {[](pb::Process& process) { process.mutable_devices(1)->set_gpu_id(0xbbbb); }, "twice"},
         {[](pb::Process& process) { process.mutable_devices(1)->set_node_id(0); }, "twice"},
     };
@@ -145,7 +151,8 @@ TEST_F(Images, DamageIsFoundWhereverItIs) {
         EXPECT_FALSE(read_process(reading(), 5)) << size;
     }
     std::mt19937 random(1);
-    for (int round = 0; round < 500; ++round) {  // must neither crash nor hang; many changes go unnoticed
+    for (int round = 0; round < 500;
+         ++round) {  // must neither crash nor hang; many changes go unnoticed
         std::string bytes = good;
         bytes[random() % bytes.size()] = static_cast<char>(random());
         ASSERT_TRUE(write_file(dir_.fd(), kfd_image_name(5), bytes));
@@ -162,7 +169,8 @@ TEST_F(Images, SizesOfPagesFilesAreChecked) {
     EXPECT_TRUE(check_image_size(file.get(), name, 4096));
     auto checked = check_image_size(file.get(), name, 8192);
     ASSERT_FALSE(checked);
-    EXPECT_THAT(checked.error().line(), HasSubstr("should hold 8192 bytes of buffers, and holds 4096"));
+    EXPECT_THAT(checked.error().line(),
+                HasSubstr("should hold 8192 bytes of buffers, and holds 4096"));
 }
 
 }  // namespace

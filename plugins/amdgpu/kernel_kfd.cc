@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // The real devices.
-#include <array>
-#include <cerrno>
-#include <charconv>
-#include <cstring>
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
 
 #include "plugins/amdgpu/drm_engine.h"
 
@@ -40,14 +40,15 @@ int call(int fd, unsigned long request, void* args) {
 class KernelKfd : public Kfd {
   public:
     bool is_kfd(const struct stat& status) const override {
-        struct stat own{};
-        return S_ISCHR(status.st_mode) && stat(kKfdPath, &own) == 0 && own.st_rdev == status.st_rdev;
+        struct stat own {};
+        return S_ISCHR(status.st_mode) && stat(kKfdPath, &own) == 0 &&
+               own.st_rdev == status.st_rdev;
     }
 
     std::optional<uint32_t> render_minor(const struct stat& status) const override {
         const unsigned number = minor(status.st_rdev);
-        if (!S_ISCHR(status.st_mode) || major(status.st_rdev) != kDrmMajor || number < kFirstRenderMinor ||
-            number > kLastRenderMinor)
+        if (!S_ISCHR(status.st_mode) || major(status.st_rdev) != kDrmMajor ||
+            number < kFirstRenderMinor || number > kLastRenderMinor)
             return std::nullopt;
         return number;
     }
@@ -76,7 +77,8 @@ class KernelKfd : public Kfd {
         CKPT_ASSIGN(const drm::Api api, drm::load_api());
         ScopedFd node(open_render(render_minor));
         if (!node)
-            return fail_errno(fmt::format("/dev/dri/renderD{}", render_minor), "cannot be opened", -node.get());
+            return fail_errno(fmt::format("/dev/dri/renderD{}", render_minor), "cannot be opened",
+                              -node.get());
         CKPT_ASSIGN(std::unique_ptr<CopyEngine> engine, DrmEngine::open(api, std::move(node)));
         return engine;
     }
@@ -84,6 +86,8 @@ class KernelKfd : public Kfd {
 
 }  // namespace
 
-std::unique_ptr<Kfd> make_kfd() { return std::make_unique<KernelKfd>(); }
+std::unique_ptr<Kfd> make_kfd() {
+    return std::make_unique<KernelKfd>();
+}
 
 }  // namespace checkpointd::amdgpu

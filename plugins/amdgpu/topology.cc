@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/amdgpu/topology.h"
 
+#include <fcntl.h>
 #include <algorithm>
 #include <charconv>
-#include <fcntl.h>
 #include <filesystem>
 #include <functional>
 #include <set>
@@ -68,7 +68,8 @@ bool read_number(std::string_view word, uint64_t& out) {
     return end.ec == std::errc() && end.ptr == word.data() + word.size();
 }
 
-Result<void> each_property(std::string_view text, const std::string& object, const Properties& take) {
+Result<void> each_property(std::string_view text, const std::string& object,
+                           const Properties& take) {
     while (!text.empty()) {
         std::string_view line = text.substr(0, text.find('\n'));
         text.remove_prefix(std::min(text.size(), line.size() + 1));
@@ -78,7 +79,8 @@ Result<void> each_property(std::string_view text, const std::string& object, con
         if (name.empty())
             continue;
         if (!read_number(take_word(line), value))
-            return fail(ErrorKind::kSystem, object, fmt::format("says '{}', which is no property", whole));
+            return fail(ErrorKind::kSystem, object,
+                        fmt::format("says '{}', which is no property", whole));
         take(name, value);
     }
     return {};
@@ -159,12 +161,15 @@ Result<std::optional<Node>> read_node(const std::string& folder, uint32_t id) {
 
 }  // namespace
 
-std::string gpu_name(uint32_t gpu_id) { return fmt::format("GPU {:#06x}", gpu_id); }
+std::string gpu_name(uint32_t gpu_id) {
+    return fmt::format("GPU {:#06x}", gpu_id);
+}
 
 Result<void> parse_node_properties(const std::string& text, Node& node, const std::string& object) {
     return each_property(text, object, [&](std::string_view name, uint64_t value) {
         for (const NamedField& field : kFields)
-            if (field.name == name)  // images have 32 bits for all but one: what differs beyond could never fit
+            if (field.name ==
+                name)  // images have 32 bits for all but one: what differs beyond could never fit
                 node.*field.field = name == "hive_id" ? value : static_cast<uint32_t>(value);
     });
 }
@@ -180,29 +185,34 @@ Result<Topology> read_topology(const std::string& root) {
 }
 
 size_t Topology::gpu_count() const {
-    return static_cast<size_t>(std::count_if(nodes.begin(), nodes.end(), [](const Node& node) { return node.is_gpu(); }));
+    return static_cast<size_t>(
+        std::count_if(nodes.begin(), nodes.end(), [](const Node& node) { return node.is_gpu(); }));
 }
 
 const Node* Topology::by_id(uint32_t id) const {
-    auto found = std::find_if(nodes.begin(), nodes.end(), [&](const Node& node) { return node.id == id; });
+    auto found =
+        std::find_if(nodes.begin(), nodes.end(), [&](const Node& node) { return node.id == id; });
     return found == nodes.end() ? nullptr : &*found;
 }
 
 const Node* Topology::by_gpu_id(uint32_t gpu_id) const {
-    auto found = std::find_if(nodes.begin(), nodes.end(),
-                              [&](const Node& node) { return node.is_gpu() && node.gpu_id == gpu_id; });
+    auto found = std::find_if(nodes.begin(), nodes.end(), [&](const Node& node) {
+        return node.is_gpu() && node.gpu_id == gpu_id;
+    });
     return found == nodes.end() ? nullptr : &*found;
 }
 
 const Node* Topology::by_render_minor(uint32_t minor) const {
-    auto found = std::find_if(nodes.begin(), nodes.end(),
-                              [&](const Node& node) { return node.is_gpu() && node.drm_render_minor == minor; });
+    auto found = std::find_if(nodes.begin(), nodes.end(), [&](const Node& node) {
+        return node.is_gpu() && node.drm_render_minor == minor;
+    });
     return found == nodes.end() ? nullptr : &*found;
 }
 
 bool Topology::has_link(uint32_t from, uint32_t type, uint32_t to) const {
     const Node* node = by_id(from);
-    return node != nullptr && std::find(node->links.begin(), node->links.end(), Link{type, to}) != node->links.end();
+    return node != nullptr &&
+           std::find(node->links.begin(), node->links.end(), Link{type, to}) != node->links.end();
 }
 
 std::vector<std::vector<uint32_t>> Topology::hives() const {

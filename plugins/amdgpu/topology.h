@@ -12,7 +12,10 @@
 
 namespace checkpointd::amdgpu {
 
-enum LinkType : uint32_t { kPcieLink = 2, kXgmiLink = 11 };  // HSA_IOLINKTYPE of the thunk; others are of no interest
+enum LinkType : uint32_t {
+    kPcieLink = 2,
+    kXgmiLink = 11
+};  // HSA_IOLINKTYPE of the thunk; others are of no interest
 
 struct Link {
     uint32_t type = 0;
@@ -20,7 +23,8 @@ struct Link {
     bool operator==(const Link&) const = default;
 };
 
-// What nodes/N/properties says, under its names; sizes in their units. What a kernel does not say is 0.
+// What nodes/N/properties says, under its names; sizes in their units. What a kernel does not say
+// is 0.
 struct Node {
     uint32_t id = 0;
     uint32_t gpu_id = 0;  // 0: a CPU
@@ -66,17 +70,19 @@ struct Topology {
     const Node* by_id(uint32_t id) const;
     const Node* by_gpu_id(uint32_t gpu_id) const;
     const Node* by_render_minor(uint32_t minor) const;
-    // A link to a node that is not shown is none: a device cgroup may hide GPUs, and leave the links to them.
+    // A link to a node that is not shown is none: a device cgroup may hide GPUs, and leave the
+    // links to them.
     bool is_valid(const Link& link) const { return by_id(link.to_node) != nullptr; }
     bool has_link(uint32_t from, uint32_t type, uint32_t to) const;
-    // GPUs (by gpu_id) that XGMI joins, in both directions; those that it joins to none are left out.
+    // GPUs (by gpu_id) that XGMI joins, in both directions; those that it joins to none are left
+    // out.
     std::vector<std::vector<uint32_t>> hives() const;
 };
 
 // "NAME NUMBER" lines into the node; names that are not known are left out.
 Result<void> parse_node_properties(const std::string& text, Node& node, const std::string& object);
-// `root` as Kfd::topology_root() says. A node whose gpu_id or properties cannot be read is left out: that is how a
-// device cgroup hides GPUs.
+// `root` as Kfd::topology_root() says. A node whose gpu_id or properties cannot be read is left
+// out: that is how a device cgroup hides GPUs.
 Result<Topology> read_topology(const std::string& root);
 
 // The GPU as people know it: "GPU 0x1a2b".

@@ -43,15 +43,18 @@ constexpr Property kProperties[] = {
     {"sdma_fw_version", &Node::sdma_fw_version, Fit::kNotLess, &MapRules::sdma_firmware},
 };
 
-// A machine has at most some dozens of GPUs, and most search comes to its end at once. One that does not is given up.
+// A machine has at most some dozens of GPUs, and most search comes to its end at once. One that
+// does not is given up.
 constexpr int kMostSteps = 1000000;
 
 size_t valid_links(const Topology& topology, const Node& node) {
-    return static_cast<size_t>(std::count_if(node.links.begin(), node.links.end(),
-                                             [&](const Link& link) { return topology.is_valid(link); }));
+    return static_cast<size_t>(
+        std::count_if(node.links.begin(), node.links.end(),
+                      [&](const Link& link) { return topology.is_valid(link); }));
 }
 
-bool fits(const Property& property, const Node& wanted, const Node& offered, const MapRules& rules) {
+bool fits(const Property& property, const Node& wanted, const Node& offered,
+          const MapRules& rules) {
     if (property.rule != nullptr && !(rules.*property.rule))
         return true;
     const uint64_t want = wanted.*property.field;
@@ -67,22 +70,28 @@ std::string misfit(const Node& wanted, const Node& offered, const MapRules& rule
     for (const Property& property : kProperties)
         if (!fits(property, wanted, offered, rules))
             return fmt::format("{} is {}, {} {} wanted", property.name, offered.*property.field,
-                               wanted.*property.field, property.fit == Fit::kSame ? "is" : "or more is");
+                               wanted.*property.field,
+                               property.fit == Fit::kSame ? "is" : "or more is");
     return {};
 }
 
 // Whether `here` may stand for `there`; both lead to a CPU.
-bool replaces(const Topology& image, const Node& from, const Link& there, const Topology& local, const Node& to,
-              const Link& here) {
+bool replaces(const Topology& image, const Node& from, const Link& there, const Topology& local,
+              const Node& to, const Link& here) {
     if (there.type == kXgmiLink && here.type != kXgmiLink)
         return false;
-    return !image.has_link(there.to_node, there.type, from.id) || local.has_link(here.to_node, here.type, to.id);
+    return !image.has_link(there.to_node, there.type, from.id) ||
+           local.has_link(here.to_node, here.type, to.id);
 }
 
 class Search {
   public:
     Search(const Topology& image, const Topology& here, const MapRules& rules)
-        : image_(image), here_(here), rules_(rules), image_hives_(image.hives()), here_hives_(here.hives()) {
+        : image_(image),
+          here_(here),
+          rules_(rules),
+          image_hives_(image.hives()),
+          here_hives_(here.hives()) {
         order();
     }
 
@@ -114,7 +123,8 @@ class Search {
     }
 
     bool is_taken(uint32_t gpu) const {
-        return std::any_of(gpus_.begin(), gpus_.end(), [&](const auto& pair) { return pair.second == gpu; });
+        return std::any_of(gpus_.begin(), gpus_.end(),
+                           [&](const auto& pair) { return pair.second == gpu; });
     }
 
     // The one with the same number first.
@@ -133,7 +143,8 @@ class Search {
     bool keeps_peers(const Node& wanted, const Node& offered) const {
         for (const Link& link : wanted.links) {
             const Node* peer = image_.by_id(link.to_node);
-            if (link.type != kXgmiLink || peer == nullptr || !peer->is_gpu() || !gpus_.contains(peer->gpu_id))
+            if (link.type != kXgmiLink || peer == nullptr || !peer->is_gpu() ||
+                !gpus_.contains(peer->gpu_id))
                 continue;
             if (!here_.has_link(offered.id, kXgmiLink, here_.by_gpu_id(gpus_.at(peer->gpu_id))->id))
                 return false;
@@ -151,7 +162,9 @@ class Search {
             if (!keeps_peers(wanted, *offered))
                 continue;
             gpus_[wanted.gpu_id] = offered->gpu_id;
-            if (map_hive(wanted, *offered, [&] { return map_links(wanted, *offered, 0, [&] { return map_gpu(index + 1); }); }))
+            if (map_hive(wanted, *offered, [&] {
+                    return map_links(wanted, *offered, 0, [&] { return map_gpu(index + 1); });
+                }))
                 return true;
             gpus_.erase(wanted.gpu_id);
         }
@@ -179,7 +192,8 @@ class Search {
             return rest();
         for (const Link& other : offered.links) {
             const Node* local = here_.by_id(other.to_node);
-            if (local == nullptr || local->is_gpu() || !replaces(image_, wanted, link, here_, offered, other))
+            if (local == nullptr || local->is_gpu() ||
+                !replaces(image_, wanted, link, here_, offered, other))
                 continue;
             if (++steps_ > kMostSteps)
                 return false;
@@ -191,7 +205,8 @@ class Search {
         return false;
     }
 
-    // Adds a pair to a map that is one to one, or finds it there; takes it away again where `next` fails.
+    // Adds a pair to a map that is one to one, or finds it there; takes it away again where `next`
+    // fails.
     template <typename Key>
     static bool map_pair(std::map<Key, Key>& map, Key there, Key here, const Next& next) {
         auto known = map.find(there);
@@ -223,24 +238,54 @@ class Search {
 std::string reasons(const Node& wanted, const Topology& here, const MapRules& rules) {
     std::string text;
     for (const Node& node : here.nodes)
-        if (node.is_gpu())
-            text += fmt::format("{}of {} {}", text.empty() ? "" : "; ", gpu_name(node.gpu_id), misfit(wanted, node, rules));
+        if (const std::string reason = node.is_gpu() ? misfit(wanted, node, rules) : "";
+            !reason.empty())
+            text +=
+                fmt::format("{}of {} {}", text.empty() ? "" : "; ", gpu_name(node.gpu_id), reason);
     return text;
 }
 
 bool has_match(const Node& wanted, const Topology& here, const MapRules& rules) {
-    return std::any_of(here.nodes.begin(), here.nodes.end(),
-                       [&](const Node& node) { return node.is_gpu() && misfit(wanted, node, rules).empty(); });
+    return std::any_of(here.nodes.begin(), here.nodes.end(), [&](const Node& node) {
+        return node.is_gpu() && misfit(wanted, node, rules).empty();
+    });
+}
+
+Error no_place(const Node& node, const Topology& here, const MapRules& rules, const char* what) {
+    return Error{ErrorKind::kUnsupported,
+                 gpu_name(node.gpu_id) + " of the image",
+                 fmt::format("{}: {}", what, reasons(node, here, rules)),
+                 "checkpointd-policy(5), plugins.amdgpu, says which of these may be let pass",
+                 0,
+                 {}};
 }
 
 Result<void> each_has_a_match(const Topology& image, const Topology& here, const MapRules& rules) {
     std::vector<Error> blockers;
     for (const Node& node : image.nodes)
         if (node.is_gpu() && !has_match(node, here, rules))
-            blockers.push_back({ErrorKind::kUnsupported, gpu_name(node.gpu_id) + " of the image",
-                                fmt::format("has nothing here to take its place: {}", reasons(node, here, rules)),
-                                "checkpointd-policy(5), plugins.amdgpu, says which of these may be let pass", 0, {}});
+            blockers.push_back(no_place(node, here, rules, "has nothing here to take its place"));
     return all_blockers("GPUs", "those of the image do not fit to those here", std::move(blockers));
+}
+
+// Each could have one; those that could not have all are told of, and the rest is relations.
+Error not_all_at_once(const Topology& image, const Topology& here, const MapRules& rules) {
+    Error error{ErrorKind::kUnsupported,
+                "GPUs",
+                "each of the image has one here that fits, but not all at once",
+                {},
+                0,
+                {}};
+    for (const Node& node : image.nodes)
+        if (node.is_gpu() && !reasons(node, here, rules).empty())
+            error.causes.push_back(no_place(node, here, rules, "cannot take every place"));
+    error.causes.push_back({ErrorKind::kUnsupported,
+                            "GPUs",
+                            "hives (XGMI) stay together, and GPUs that share a CPU do so again",
+                            "plugins: {amdgpu: {numa-check: no}} lets the links to CPUs be others",
+                            0,
+                            {}});
+    return error;
 }
 
 }  // namespace
@@ -248,18 +293,19 @@ Result<void> each_has_a_match(const Topology& image, const Topology& here, const
 Result<GpuMap> map_gpus(const Topology& image, const Topology& here, const MapRules& rules) {
     if (image.gpu_count() != here.gpu_count())
         return fail(ErrorKind::kUnsupported, "GPUs",
-                    fmt::format("the image has {}, and {} can be seen here", image.gpu_count(), here.gpu_count()),
-                    "KFD restores a process only where it sees as many; DeviceAllow= of the unit can hide some");
+                    fmt::format("the image has {}, and {} can be seen here", image.gpu_count(),
+                                here.gpu_count()),
+                    "KFD restores a process only where it sees as many; DeviceAllow= of the unit "
+                    "can hide some");
     CKPT_TRY(each_has_a_match(image, here, rules));
     Search search(image, here, rules);
     if (search.run())
         return search.take();
     if (search.gave_up())
-        return fail(ErrorKind::kUnsupported, "GPUs", "there are too many ways to map those of the image to those here",
+        return fail(ErrorKind::kUnsupported, "GPUs",
+                    "there are too many ways to map those of the image to those here",
                     "name the pairs: plugins: {amdgpu: {device-map: 0xOLD=0xNEW,...}}");
-    return fail(ErrorKind::kUnsupported, "GPUs",
-                "each of the image has one here that fits, but not all at once: hives (XGMI) or links to CPUs differ",
-                "plugins: {amdgpu: {numa-check: no}} lets the links to CPUs be others");
+    return tl::unexpected(not_all_at_once(image, here, rules));
 }
 
 }  // namespace checkpointd::amdgpu

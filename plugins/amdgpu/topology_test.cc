@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include <algorithm>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <algorithm>
 #include <random>
 #include <set>
 
@@ -34,8 +34,8 @@ TEST(Topology, ReadsWhatKfdShows) {
     EXPECT_THAT(read->hives()[0], UnorderedElementsAre(0x100u, 0x101u));
 }
 
-// Eight GPUs of which a device cgroup shows one: the others have folders and links, but nothing in them can be read.
-// They are no CPUs either.
+// Eight GPUs of which a device cgroup shows one: the others have folders and links, but nothing in
+// them can be read. They are no CPUs either.
 TEST(Topology, LeavesOutWhatIsHidden) {
     images::TestDir dir;
     Topology made = machine(2, 8);
@@ -69,7 +69,8 @@ TEST(Topology, SaysWhatIsNoProperty) {
     Node node;
     EXPECT_TRUE(parse_node_properties("simd_count 4\n\n", node, "x"));
     EXPECT_EQ(node.simd_count, 4u);
-    for (const char* bad : {"simd_count", "simd_count x", "simd_count 99999999999999999999", "simd_count -1"}) {
+    for (const char* bad :
+         {"simd_count", "simd_count x", "simd_count 99999999999999999999", "simd_count -1"}) {
         auto parsed = parse_node_properties(bad, node, "x");
         ASSERT_FALSE(parsed) << bad;
         EXPECT_THAT(parsed.error().line(), HasSubstr("no property"));
@@ -92,7 +93,8 @@ TEST(TopologyMap, NamesWhatDoesNotFit) {
     ASSERT_FALSE(map);
     EXPECT_EQ(map.error().kind, ErrorKind::kUnsupported);
     EXPECT_THAT(map.error().text(), HasSubstr("GPU 0x0100 of the image"));
-    EXPECT_THAT(map.error().text(), HasSubstr("of GPU 0x0200 vram_size is 1073741824, 2147483648 or more is wanted"));
+    EXPECT_THAT(map.error().text(),
+                HasSubstr("of GPU 0x0200 vram_size is 1073741824, 2147483648 or more is wanted"));
     EXPECT_THAT(map.error().text(), HasSubstr("GPU 0x0101 of the image"));
     EXPECT_THAT(map.error().text(), HasSubstr("of GPU 0x0201 device_id is 29759, 1 is wanted"));
     map = map_gpus(image, machine(1, 3), MapRules{});
@@ -102,9 +104,12 @@ TEST(TopologyMap, NamesWhatDoesNotFit) {
 
 TEST(TopologyMap, EachRuleCanBeSwitchedOff) {
     const std::pair<bool MapRules::*, uint64_t Node::*> cases[] = {
-        {&MapRules::firmware, &Node::fw_version},   {&MapRules::sdma_firmware, &Node::sdma_fw_version},
-        {&MapRules::caches, &Node::caches_count},   {&MapRules::gws, &Node::num_gws},
-        {&MapRules::vram_size, &Node::vram_size},   {&MapRules::capability, &Node::capability}};
+        {&MapRules::firmware, &Node::fw_version},
+        {&MapRules::sdma_firmware, &Node::sdma_fw_version},
+        {&MapRules::caches, &Node::caches_count},
+        {&MapRules::gws, &Node::num_gws},
+        {&MapRules::vram_size, &Node::vram_size},
+        {&MapRules::capability, &Node::capability}};
     for (const auto& [rule, field] : cases) {
         const Topology here = machine(1, 1);
         Topology image = here;
@@ -125,7 +130,8 @@ TEST(TopologyMap, HivesStayTogether) {
     join(here, 2, 4, kXgmiLink);
     auto map = map_gpus(image, here, MapRules{});
     ASSERT_TRUE(map) << map.error().text();
-    EXPECT_EQ((std::set<uint32_t>{map->at(0x100), map->at(0x101)}), (std::set<uint32_t>{0x101, 0x103}));
+    EXPECT_EQ((std::set<uint32_t>{map->at(0x100), map->at(0x101)}),
+              (std::set<uint32_t>{0x101, 0x103}));
     EXPECT_FALSE(map_gpus(image, machine(1, 4), MapRules{}));  // no hive there
     EXPECT_TRUE(map_gpus(machine(1, 4), here, MapRules{}));    // a hive is no harm
     Topology three = machine(1, 4);
@@ -136,7 +142,7 @@ TEST(TopologyMap, HivesStayTogether) {
 }
 
 TEST(TopologyMap, LinksToCpusAreKeptOrLetGo) {
-    const Topology one_each = machine(2, 2);   // a GPU at each CPU
+    const Topology one_each = machine(2, 2);  // a GPU at each CPU
     const Topology together = machine(1, 2);
     EXPECT_FALSE(map_gpus(one_each, together, MapRules{}));
     EXPECT_FALSE(map_gpus(together, one_each, MapRules{}));
@@ -171,7 +177,8 @@ TEST(TopologyMap, TheAdministratorMayNamePairs) {
     EXPECT_THAT(map.error().text(), HasSubstr("device-map"));
 }
 
-// A choice that looks good at first has to be taken back: the only fitting GPU for the second one is taken.
+// A choice that looks good at first has to be taken back: the only fitting GPU for the second one
+// is taken.
 TEST(TopologyMap, TakesChoicesBack) {
     Topology image = machine(1, 3);
     Topology here = machine(1, 3, 0x200);
@@ -193,7 +200,8 @@ class Oracle {
     bool accepts(const GpuMap& map) const {
         std::set<uint32_t> used;
         for (const auto& [there, here] : map)
-            if (!used.insert(here).second || !good_enough(*image_.by_gpu_id(there), *here_.by_gpu_id(here)))
+            if (!used.insert(here).second ||
+                !good_enough(*image_.by_gpu_id(there), *here_.by_gpu_id(here)))
                 return false;
         return keeps_xgmi(map) && some_cpus_fit(map);
     }
@@ -227,8 +235,10 @@ class Oracle {
     bool keeps_xgmi(const GpuMap& map) const {
         for (const auto& [there, here] : map)
             for (const auto& [other_there, other_here] : map)
-                if (image_.has_link(image_.by_gpu_id(there)->id, kXgmiLink, image_.by_gpu_id(other_there)->id) &&
-                    !here_.has_link(here_.by_gpu_id(here)->id, kXgmiLink, here_.by_gpu_id(other_here)->id))
+                if (image_.has_link(image_.by_gpu_id(there)->id, kXgmiLink,
+                                    image_.by_gpu_id(other_there)->id) &&
+                    !here_.has_link(here_.by_gpu_id(here)->id, kXgmiLink,
+                                    here_.by_gpu_id(other_here)->id))
                     return false;
         return true;
     }
@@ -239,7 +249,8 @@ class Oracle {
             if (!node.is_gpu())
                 cpus.push_back(node.id);
         while (cpus.size() < image_.nodes.size())
-            cpus.push_back(1000 + static_cast<uint32_t>(cpus.size()));  // none: a CPU that no GPU hangs at needs none
+            cpus.push_back(1000 + static_cast<uint32_t>(
+                                      cpus.size()));  // none: a CPU that no GPU hangs at needs none
         do {
             if (cpus_fit(map, cpus))
                 return true;

@@ -36,7 +36,8 @@ inline Node gpu_node(uint32_t id, uint32_t gpu_id) {
     return node;
 }
 
-// Links in both directions. io_links_count stays as it is: KFD counts the links to hidden nodes, too.
+// Links in both directions. io_links_count stays as it is: KFD counts the links to hidden nodes,
+// too.
 inline void join(Topology& topology, uint32_t one, uint32_t other, uint32_t type) {
     for (Node& node : topology.nodes) {
         if (node.id == one)
@@ -46,7 +47,8 @@ inline void join(Topology& topology, uint32_t one, uint32_t other, uint32_t type
     }
 }
 
-// CPUs first, GPUs after them: GPU number i hangs at CPU i % cpus. Numbers (gpu_id) are first_gpu_id and up.
+// CPUs first, GPUs after them: GPU number i hangs at CPU i % cpus. Numbers (gpu_id) are
+// first_gpu_id and up.
 inline Topology machine(uint32_t cpus, uint32_t gpus, uint32_t first_gpu_id = 0x100) {
     Topology topology;
     for (uint32_t i = 0; i < cpus; ++i)
@@ -64,19 +66,22 @@ inline void write_properties(const std::filesystem::path& folder, const std::str
 }
 
 inline void write_node(const std::filesystem::path& folder, const Node& node) {
-    write_properties(folder, fmt::format("cpu_cores_count {}\nsimd_count {}\nmem_banks_count {}\ncaches_count {}\n"
-                                         "num_gws {}\nvendor_id {}\ndevice_id {}\ndrm_render_minor {}\nfw_version {}\n"
-                                         "sdma_fw_version {}\nnum_cp_queues {}\nname_that_nobody_knows 7\n",
-                                         node.cpu_cores_count, node.simd_count, node.mem_banks_count, node.caches_count,
-                                         node.num_gws, node.vendor_id, node.device_id, node.drm_render_minor,
-                                         node.fw_version, node.sdma_fw_version, node.num_cp_queues));
+    write_properties(
+        folder,
+        fmt::format("cpu_cores_count {}\nsimd_count {}\nmem_banks_count {}\ncaches_count {}\n"
+                    "num_gws {}\nvendor_id {}\ndevice_id {}\ndrm_render_minor {}\nfw_version {}\n"
+                    "sdma_fw_version {}\nnum_cp_queues {}\nname_that_nobody_knows 7\n",
+                    node.cpu_cores_count, node.simd_count, node.mem_banks_count, node.caches_count,
+                    node.num_gws, node.vendor_id, node.device_id, node.drm_render_minor,
+                    node.fw_version, node.sdma_fw_version, node.num_cp_queues));
     std::ofstream(folder / "gpu_id") << node.gpu_id << "\n";
     write_properties(folder / "mem_banks" / "0",
-                     fmt::format("heap_type {}\nsize_in_bytes {}\n", node.is_gpu() ? 2 - node.vram_public : 0, node.vram_size));
+                     fmt::format("heap_type {}\nsize_in_bytes {}\n",
+                                 node.is_gpu() ? 2 - node.vram_public : 0, node.vram_size));
     for (size_t i = 0; i < node.links.size(); ++i)
         write_properties(folder / "io_links" / std::to_string(i),
-                         fmt::format("type {}\nnode_from {}\nnode_to {}\n", node.links[i].type, node.id,
-                                     node.links[i].to_node));
+                         fmt::format("type {}\nnode_from {}\nnode_to {}\n", node.links[i].type,
+                                     node.id, node.links[i].to_node));
 }
 
 // As /sys/class/kfd/kfd/topology.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/amdgpu/transfer.h"
 
-#include <algorithm>
-#include <cerrno>
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <algorithm>
+#include <cerrno>
 
 namespace checkpointd::amdgpu {
 namespace {
@@ -21,13 +21,16 @@ constexpr uint64_t kMostPiece = 16u << 20;
 class Staging {
   public:
     static Result<Staging> make(uint64_t size) {
-        void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
         if (memory == MAP_FAILED)
             return fail_errno("staging memory", fmt::format("{} bytes cannot be had", size));
         return Staging(static_cast<std::byte*>(memory), size);
     }
     Staging() = default;
-    Staging(Staging&& other) noexcept : memory_(other.memory_), size_(other.size_) { other.release(); }
+    Staging(Staging&& other) noexcept : memory_(other.memory_), size_(other.size_) {
+        other.release();
+    }
     Staging& operator=(Staging&& other) noexcept {
         std::swap(memory_, other.memory_);
         std::swap(size_, other.size_);
@@ -49,17 +52,23 @@ class Staging {
 
 using Move = ssize_t (*)(int fd, std::byte* at, size_t size, off_t offset);
 
-ssize_t read_at(int fd, std::byte* at, size_t size, off_t offset) { return pread(fd, at, size, offset); }
-ssize_t write_at(int fd, std::byte* at, size_t size, off_t offset) { return pwrite(fd, at, size, offset); }
+ssize_t read_at(int fd, std::byte* at, size_t size, off_t offset) {
+    return pread(fd, at, size, offset);
+}
+ssize_t write_at(int fd, std::byte* at, size_t size, off_t offset) {
+    return pwrite(fd, at, size, offset);
+}
 
 // All of it: one call may move less.
-Result<void> move_all(Move move, int fd, std::byte* at, uint64_t size, uint64_t offset, const std::string& name) {
+Result<void> move_all(Move move, int fd, std::byte* at, uint64_t size, uint64_t offset,
+                      const std::string& name) {
     while (size > 0) {
         const ssize_t moved = move(fd, at, size, static_cast<off_t>(offset));
         if (moved < 0 && errno == EINTR)
             continue;
         if (moved < 0)
-            return fail_errno(name, move == read_at ? "its contents cannot be read" : "its contents cannot be written");
+            return fail_errno(name, move == read_at ? "its contents cannot be read"
+                                                    : "its contents cannot be written");
         if (moved == 0)
             return fail(ErrorKind::kBadImage, name, "its contents end too early");
         at += moved;
@@ -180,7 +189,8 @@ class TransferPipeline::Lane {
             read_ahead(piece);
             CKPT_TRY(move_piece(read_at, piece));
         }
-        CKPT_ASSIGN(piece.fence, engine_->start({pipeline_.direction_, job->buffer, piece.offset, piece.memory, piece.size}));
+        CKPT_ASSIGN(piece.fence, engine_->start({pipeline_.direction_, job->buffer, piece.offset,
+                                                 piece.memory, piece.size}));
         free_.pop_back();
         job->started += piece.size;
         pieces_.push_back(std::move(piece));
@@ -194,7 +204,8 @@ class TransferPipeline::Lane {
         auto waited = engine_->wait(piece.fence, deadline);
         if (!waited) {
             is_stuck_ = waited.error().kind == ErrorKind::kTimeout;
-            return tl::unexpected(std::move(waited).error().wrap(piece.job->transfer.name, "its contents cannot be copied"));
+            return tl::unexpected(std::move(waited).error().wrap(piece.job->transfer.name,
+                                                                 "its contents cannot be copied"));
         }
         pieces_.pop_front();
         if (pipeline_.direction_ == Direction::kFromDevice)
@@ -214,25 +225,27 @@ class TransferPipeline::Lane {
         return {};
     }
 
-    // The kernel's own read-ahead is 128 KiB: a disk would stand still while a piece is handed over.
+    // The kernel's own read-ahead is 128 KiB: a disk would stand still while a piece is handed
+    // over.
     static void read_ahead(const Piece& piece) {
         const BufferTransfer& transfer = piece.job->transfer;
         const uint64_t end = transfer.file_offset + piece.offset + piece.size;
-        (void)posix_fadvise(transfer.file->get(), static_cast<off_t>(end), static_cast<off_t>(2 * piece.size),
-                            POSIX_FADV_WILLNEED);
+        (void)posix_fadvise(transfer.file->get(), static_cast<off_t>(end),
+                            static_cast<off_t>(2 * piece.size), POSIX_FADV_WILLNEED);
     }
 
     static Result<void> move_piece(Move move, const Piece& piece) {
         const BufferTransfer& transfer = piece.job->transfer;
-        return move_all(move, transfer.file->get(), piece.memory, piece.size, transfer.file_offset + piece.offset,
-                        transfer.name);
+        return move_all(move, transfer.file->get(), piece.memory, piece.size,
+                        transfer.file_offset + piece.offset, transfer.name);
     }
 
-    // Copies that are under way would go on reading and writing staging memory: they are waited for, and where that
-    // cannot be, engine and memory are left to the end of this process.
+    // Copies that are under way would go on reading and writing staging memory: they are waited
+    // for, and where that cannot be, engine and memory are left to the end of this process.
     void leave() {
         while (!is_stuck_ && !pieces_.empty()) {
-            auto waited = engine_->wait(pieces_.front().fence, Clock::now() + pipeline_.options_.copy_timeout);
+            auto waited = engine_->wait(pieces_.front().fence,
+                                        Clock::now() + pipeline_.options_.copy_timeout);
             is_stuck_ = !waited && waited.error().kind == ErrorKind::kTimeout;
             pieces_.pop_front();
         }
@@ -257,7 +270,8 @@ class TransferPipeline::Lane {
     std::thread thread_;  // last: it uses the others
 };
 
-TransferPipeline::TransferPipeline(Direction direction, TransferOptions options, OpenEngine open_engine)
+TransferPipeline::TransferPipeline(Direction direction, TransferOptions options,
+                                   OpenEngine open_engine)
     : direction_(direction), options_(std::move(options)), open_engine_(std::move(open_engine)) {}
 
 TransferPipeline::~TransferPipeline() {
@@ -282,7 +296,9 @@ void TransferPipeline::add(uint32_t render_minor, BufferTransfer transfer) {
     found->add(std::move(transfer));
 }
 
-void TransferPipeline::expect(uint64_t bytes) { expected_ = bytes; }
+void TransferPipeline::expect(uint64_t bytes) {
+    expected_ = bytes;
+}
 
 void TransferPipeline::fail_all(Error error) {
     const std::lock_guard lock(mutex_);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// Contents of buffers between files and GPUs, for all processes of a job and all GPUs at once. Each GPU has a thread,
-// a copy engine and staging memory of its own: while the engine copies one piece the next one is read (or the one
-// before is written).
+// Contents of buffers between files and GPUs, for all processes of a job and all GPUs at once. Each
+// GPU has a thread, a copy engine and staging memory of its own: while the engine copies one piece
+// the next one is read (or the one before is written).
 #pragma once
 
 #include <atomic>
@@ -26,18 +26,20 @@ struct BufferTransfer {
     std::shared_ptr<const ScopedFd> file;
     uint64_t file_offset = 0;
     uint64_t size = 0;
-    std::string name;               // for errors: "pid 12, buffer at 0x7f…"
-    std::function<void()> on_done;  // may be empty; in a thread of the pipeline, when its contents have arrived
+    std::string name;  // for errors: "pid 12, buffer at 0x7f…"
+    std::function<void()>
+        on_done;  // may be empty; in a thread of the pipeline, when its contents have arrived
 };
 
 struct TransferOptions {
     uint64_t staging_bytes = 64u << 20;  // of all GPUs together
-    unsigned pieces = 4;                 // that a GPU's staging memory is divided into; 1: nothing overlaps
-    size_t gpu_count = 1;                // that staging memory is divided among
+    unsigned pieces = 4;   // that a GPU's staging memory is divided into; 1: nothing overlaps
+    size_t gpu_count = 1;  // that staging memory is divided among
     std::chrono::milliseconds copy_timeout{30000};  // of one piece
     CopyEngine::Deadline deadline = CopyEngine::Deadline::max();
-    int cancel_fd = -1;                  // borrowed; readable: cancelled
-    std::function<void(uint64_t done, uint64_t total)> progress;  // from any thread of the pipeline; may be empty
+    int cancel_fd = -1;  // borrowed; readable: cancelled
+    std::function<void(uint64_t done, uint64_t total)>
+        progress;  // from any thread of the pipeline; may be empty
 };
 
 // The bytes of one piece, whole pages. At least 64 KiB, whatever the memory.
@@ -57,8 +59,9 @@ class TransferPipeline {
     void add(uint32_t render_minor, BufferTransfer transfer);
     // For progress, as soon as it is known; else it is what was added so far.
     void expect(uint64_t bytes);
-    // Nothing more will be added: waits for the end of all. The first failure is that of all; what else was queued
-    // is dropped then. An engine whose copy does not end is never touched again, nor is its staging memory.
+    // Nothing more will be added: waits for the end of all. The first failure is that of all; what
+    // else was queued is dropped then. An engine whose copy does not end is never touched again,
+    // nor is its staging memory.
     Result<void> finish();
     bool failed() const { return stop_; }
 

@@ -4,8 +4,8 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <random>
 #include <sys/eventfd.h>
+#include <random>
 
 #include "plugins/amdgpu/engine_test_util.h"
 
@@ -16,7 +16,8 @@ using testing::HasSubstr;
 
 ScopedFd memory_file(const std::string& content) {
     ScopedFd fd(memfd_create("transfer", MFD_CLOEXEC));
-    EXPECT_EQ(pwrite(fd.get(), content.data(), content.size(), 0), static_cast<ssize_t>(content.size()));
+    EXPECT_EQ(pwrite(fd.get(), content.data(), content.size(), 0),
+              static_cast<ssize_t>(content.size()));
     return fd;
 }
 
@@ -50,7 +51,9 @@ class Transfer : public testing::Test {
 
     std::unique_ptr<TransferPipeline> pipeline(Direction direction) {
         return std::make_unique<TransferPipeline>(direction, options_, [this](uint32_t minor) {
-            return Result<std::unique_ptr<CopyEngine>>(std::make_unique<FakeEngine>(gpus_[minor - 128]));
+            auto engine = std::make_unique<FakeEngine>(gpus_[minor - 128]);
+            engines_[minor - 128] = engine.get();
+            return Result<std::unique_ptr<CopyEngine>>(std::move(engine));
         });
     }
     // Buffers of both GPUs, in the order of the file.
@@ -94,6 +97,7 @@ class Transfer : public testing::Test {
 
     TransferOptions options_;
     FakeGpu gpus_[kGpus];
+    CopyEngine* engines_[kGpus] = {};  // the last ones
     std::vector<ScopedFd> buffers_[kGpus];
     std::string contents_;
     std::atomic<int> done_ = 0;
@@ -126,7 +130,8 @@ TEST_F(Transfer, SavesAllBuffersOfAllGpus) {
         for (size_t i = 0; i < std::size(kSizes); at += kSizes[i++]) {
             ASSERT_EQ(pwrite(buffers_[gpu][i].get(), contents_.data() + at, kSizes[i], 0),
                       static_cast<ssize_t>(kSizes[i]));
-            again->add(128 + gpu, {ScopedFd(dup(buffers_[gpu][i].get())), out, at, kSizes[i], "buffer", {}});
+            again->add(128 + gpu,
+                       {ScopedFd(dup(buffers_[gpu][i].get())), out, at, kSizes[i], "buffer", {}});
         }
     auto result = again->finish();
     ASSERT_TRUE(result) << result.error().text();
@@ -191,14 +196,16 @@ TEST_F(Transfer, ACopyThatDoesNotEndTimesOut) {
     ASSERT_FALSE(result);
     EXPECT_EQ(result.error().kind, ErrorKind::kTimeout);
     EXPECT_THAT(result.error().line(), HasSubstr("buffer 1 of GPU 1"));
-    EXPECT_EQ(gpus_[1].engines, 1);  // left alone: it may copy yet
+    ASSERT_EQ(gpus_[1].engines, 1);  // left alone: it may copy yet
+    delete engines_[1];
     EXPECT_EQ(gpus_[0].engines, 0);
 }
 
 TEST_F(Transfer, AnEngineThatCannotBeOpenedIsTheEnd) {
-    TransferPipeline line(Direction::kToDevice, options_, [](uint32_t) -> Result<std::unique_ptr<CopyEngine>> {
-        return fail(ErrorKind::kUnsupported, "libdrm", "is not there");
-    });
+    TransferPipeline line(Direction::kToDevice, options_,
+                          [](uint32_t) -> Result<std::unique_ptr<CopyEngine>> {
+                              return fail(ErrorKind::kUnsupported, "libdrm", "is not there");
+                          });
     add_all(line, file(contents_));
     auto result = line.finish();
     ASSERT_FALSE(result);

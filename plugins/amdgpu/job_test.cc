@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// Checkpoints and restores by the plugin's parts, on the emulated driver in this process.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+
+#include "core/base/io.h"
+#include "core/transaction/undo_kinds.h"
+#include "plugins/amdgpu/checkpoint.h"
+#include "plugins/amdgpu/emulated_program_test_util.h"
+#include "plugins/amdgpu/host_test_util.h"
+#include "plugins/amdgpu/restore.h"
+#include "tests/gpu/kfd/topology.h"
+
+namespace checkpointd::amdgpu {
+namespace {
+
+using kfd_emulation::Fault;
+using kfd_emulation::InProcessKfd;
+using kfd_emulation::Machine;
+using testing::HasSubstr;
+
+constexpr uint64_t kAddress = 0x7f0000000000;
+constexpr uint64_t kSize = 5 * 65536 + 4096;
+
+size_t open_descriptors() {
+    const auto all = std::filesystem::directory_iterator("/proc/self/fd");
+    return static_cast<size_t>(std::distance(begin(all), end(all)));
+}
+
+// A machine with a driver.
+struct Host {
+    explicit Host(const std::vector<std::string>& devices,
+                  uint32_t minor_version = KFD_IOCTL_MINOR_VERSION) {
+        const Machine machine = Machine::parse(devices, 2).value();
+        EXPECT_TRUE(kfd_emulation::write_topology(machine, topology.path()));
+        InProcessKfd::Options options;
+        options.gpus = machine.gpus();
+        options.topology_root = topology.path();
+        options.minor_version = minor_version;
+        kfd = std::make_unique<InProcessKfd>(options);
+    }
+    void as_worker() { kfd->act_as({getpid(), gettid()}); }
+    kfd_emulation::Process process(pid_t pid) {
+        for (const auto& one : kfd->state().processes())
+            if (one.pid == pid)
+                return one;
+        ADD_FAILURE() << "no process " << pid;
+        return kfd_emulation::Process(0);
+    }
+    std::string contents(uint32_t minor, uint64_t offset, uint64_t size) {
+        uint64_t into = 0;
+        const auto memory = kfd->state().find_mapping(minor, offset, &into);
+        return memory == nullptr
+                   ? std::string()
+                   : std::string(reinterpret_cast<const char*>(memory->data() + into), size);
+    }
+
+    images::TestDir topology;
+    std::unique_ptr<InProcessKfd> kfd;
+};
+
+TransferOptions small_pieces() {
+    TransferOptions options;
+    options.staging_bytes = 1;  // the least there is
+    options.gpu_count = 2;
+    return options;
+}
+
+class AmdgpuJob : public testing::Test {
+  protected:
+    static constexpr uint32_t kKfdId = 7;
+    static constexpr uint32_t kRenderId = 9;
+
+    void SetUp() override {
+        if (geteuid() != 0)
+            GTEST_SKIP() << "needs root";
+        program_ = start_program();
+    }
+
+    std::unique_ptr<EmulatedProgram> start_program() {
+        auto program = std::make_unique<EmulatedProgram>(*here_.kfd);
+        for (const auto& gpu : gpus())
+            program->use_gpu(gpu);
+        for (size_t i = 0; i < gpus().size(); ++i) {
+            offsets_.push_back(program->allocate(gpus()[i], kAddress + i * 2 * kSize, kSize,
+                                                 static_cast<unsigned>(i)));
+            offsets_.push_back(
+                program->allocate(gpus()[i], kAddress + (i * 2 + 1) * kSize, 4096, 7));
+        }
+        program->create_event();
+        here_.kfd->set_tracer(program->pid(), gettid());
+        return program;
+    }
+    const std::vector<kfd_emulation::Gpu>& gpus() { return here_.kfd->state().gpus(); }
+    std::vector<pid_t> pids() const { return {program_->pid()}; }
+
+    // The whole of it; on failure too, the queues run afterwards.
+    Result<void> checkpoint(const std::vector<pid_t>& pids) {
+        here_.as_worker();
+        Checkpoint job(host_.raw(), *here_.kfd, settings_);
+        auto result = checkpoint_by(job, pids);
+        here_.as_worker();
+        auto back = job.resume();
+        return result ? back : result;
+    }
+    Result<void> checkpoint_by(Checkpoint& job, const std::vector<pid_t>& all) {
+        CKPT_ASSIGN(const bool used, job.probe(all));
+        EXPECT_TRUE(used);
+        here_.as_worker();
+        CKPT_TRY(job.prepare(all));
+        EXPECT_EQ(here_.process(program_->pid()).evicted, 1u);
+        CKPT_ASSIGN(const bool kfd_is_ours,
+                    job.dump_file(program_->pid(), program_->file(), kKfdId));
+        EXPECT_TRUE(kfd_is_ours);
+        CKPT_ASSIGN(const bool node_is_ours,
+                    job.dump_file(program_->pid(), program_->render_node(0), kRenderId));
+        EXPECT_TRUE(node_is_ours);
+        CKPT_TRY(job.transfer(small_pieces()));
+        return job.complete();
+    }
+    void expect_as_before() {
+        EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
+        EXPECT_FALSE(here_.process(program_->pid()).queues_paused);
+        EXPECT_TRUE(host_.records.empty());
+    }
+
+    // What a task does, in the name of process `pid`.
+    struct Task {
+        int kfd_fd = -1;
+        int render_fd = -1;
+    };
+    // A restore on another machine. The answer of restore_file() is in task_.
+    Result<void> restore(Host& there, pid_t pid, int fails_to_send = 0) {
+        TestHost host(dir_);
+        host.is_writing = false;
+        host.fails_to_send = fails_to_send;
+        there.as_worker();
+        Restore job(host.raw(), *there.kfd, settings_);
+        CKPT_TRY(job.probe());
+        CKPT_TRY(job.prepare());
+        Result<void> transferred;
+        std::thread worker([&] { transferred = job.transfer(small_pieces()); });
+        std::thread task([&] {
+            there.kfd->act_as({pid, pid});
+            task_.render_fd = job.restore_file(pid, kRenderId);
+            task_.kfd_fd = job.restore_file(pid, kKfdId);
+            ask_for_mappings(job, pid);
+            host.no_more_senders();
+        });
+        task.join();
+        worker.join();
+        if (task_.kfd_fd < 0)
+            return fail_errno("restore_file", "", -task_.kfd_fd);
+        CKPT_TRY(transferred);
+        there.as_worker();
+        return job.resume({pid, 4711});
+    }
+    void ask_for_mappings(Restore& job, pid_t pid) {
+        for (uint64_t offset : {offsets_[0], offsets_[0] + 4096, uint64_t{12345}}) {
+            ckptd_vma vma{};
+            vma.fd = -1;
+            vma.offset = offset;
+            vma.path = "/dev/dri/renderD128";
+            answers_.push_back(job.update_vma(pid, &vma));
+            mapped_.push_back(vma);
+        }
+    }
+
+    images::TestDir dir_;
+    TestHost host_{dir_};
+    Host here_{{"0x1001:128:64", "0x1002:129:64"}};
+    std::unique_ptr<EmulatedProgram> program_;
+    std::vector<uint64_t> offsets_;
+    Settings settings_;
+    Task task_;
+    std::vector<int> answers_;
+    std::vector<ckptd_vma> mapped_;
+};
+
+TEST_F(AmdgpuJob, LeavesTheProgramAsItWas) {
+    const size_t before = open_descriptors();
+    auto result = checkpoint(pids());
+    ASSERT_TRUE(result) << result.error().text();
+    expect_as_before();
+    EXPECT_EQ(host_.last_record, 1u);
+    EXPECT_EQ(open_descriptors(), before);
+    for (const char* name : {"amdgpu-kfd-7.img", "amdgpu-renderD-9.img", "amdgpu-pages-7-1001.img",
+                             "amdgpu-pages-7-1002.img"})
+        EXPECT_TRUE(std::filesystem::exists(dir_.path() + "/" + name)) << name;
+    EXPECT_TRUE(read_file(dir_.fd(), "amdgpu-pages-7-1002.img").value().substr(kImageHeader) ==
+                here_.contents(129, offsets_[2], kSize) + here_.contents(129, offsets_[3], 4096));
+}
+
+TEST_F(AmdgpuJob, NobodyUsesIt) {
+    here_.as_worker();
+    Checkpoint job(host_.raw(), *here_.kfd, settings_);
+    const pid_t idle = fork();
+    if (idle == 0) {
+        for (int fd = 3; fd < 1024; ++fd)
+            close(fd);
+        pause();
+        _exit(0);
+    }
+    for (bool used = true; used;) {  // until it has closed them
+        auto probed = job.probe({idle, 999999999});
+        ASSERT_TRUE(probed || probed.error().kind == ErrorKind::kUnsupported);
+        used = !probed || *probed;
+    }
+    kill(idle, SIGKILL);
+    waitpid(idle, nullptr, 0);
+}
+
+TEST_F(AmdgpuJob, ComesBackOnOtherGpus) {
+    ASSERT_TRUE(checkpoint(pids()));
+    const std::string first = here_.contents(128, offsets_[0], kSize);
+    const std::string last = here_.contents(129, offsets_[3], 4096);
+    program_->end();
+    Host there({"0x2002:130:64", "0x2001:131:64"});
+    const size_t before = open_descriptors();
+    auto result = restore(there, 500);
+    ASSERT_TRUE(result) << result.error().text();
+    const auto process = there.process(500);
+    EXPECT_EQ(process.evicted, 0u);
+    EXPECT_FALSE(process.mmu_blocked);
+    ASSERT_EQ(process.devices.size(), 2u);
+    EXPECT_EQ(process.devices[0].user_id, 0x1001u);
+    EXPECT_EQ(answers_, (std::vector<int>{0, 0, 1}));
+    EXPECT_TRUE(there.contents(130, mapped_[0].offset, kSize) == first);
+    EXPECT_EQ(mapped_[1].offset, mapped_[0].offset + 4096);
+    EXPECT_EQ(mapped_[0].fd, task_.render_fd);  // what KFD knows is what the program has
+    std::string found;
+    for (const auto& [handle, buffer] : process.devices[1].buffers)
+        if (buffer.size == 4096)
+            found = there.contents(131, buffer.mmap_offset, 4096);
+    EXPECT_TRUE(found == last);
+    EXPECT_EQ(open_descriptors(),
+              before + 3 + 4);  // /dev/kfd and two render nodes; the emulation's buffers
+}
+
+TEST_F(AmdgpuJob, TheSerialWayLeadsThereToo) {
+    ASSERT_TRUE(checkpoint(pids()));
+    settings_.is_parallel = false;
+    Host there({"0x1001:128:64", "0x1002:129:64"});
+    auto result = restore(there, 500);
+    ASSERT_TRUE(result) << result.error().text();
+    EXPECT_TRUE(there.contents(128, mapped_[0].offset, kSize) ==
+                here_.contents(128, offsets_[0], kSize));
+}
+
+TEST_F(AmdgpuJob, EveryFailureOfACheckpointLeavesTheQueuesRunning) {
+    const std::vector<std::string> calls = {"version", "process-info", "checkpoint", "copy-from"};
+    for (const std::string& call : calls)
+        for (unsigned nth = 1; nth <= 2; ++nth)
+            for (auto kind : {Fault::Kind::kFail, Fault::Kind::kFailAfter}) {
+                if (call == "copy-from" && kind == Fault::Kind::kFailAfter)
+                    continue;  // the emulation has none
+                for (const auto& entry : std::filesystem::directory_iterator(dir_.path()))
+                    std::filesystem::remove(entry.path());
+                const size_t before = open_descriptors();
+                here_.kfd->state().set_faults({{call, nth, kind, EIO}});
+                auto result = checkpoint(pids());
+                here_.kfd->state().set_faults({});
+                if (result) {
+                    EXPECT_EQ(nth, 2u) << call;  // it is called once
+                }
+                if (call != "checkpoint" ||
+                    kind == Fault::Kind::kFail) {  // else the driver's answer is lost
+                    EXPECT_EQ(open_descriptors(), before) << call;
+                }
+                expect_as_before();
+            }
+}
+
+TEST_F(AmdgpuJob, QueuesThatDoNotComeBackAreTold) {
+    here_.kfd->state().set_faults({{"unpause", 1, Fault::Kind::kFail, EIO}});
+    auto result = checkpoint(pids());
+    ASSERT_FALSE(result);
+    EXPECT_THAT(result.error().line(), HasSubstr("UNPAUSE"));
+    EXPECT_EQ(host_.records.size(), 1u);  // whoever undoes the job tries again
+    const std::string record = host_.records.begin()->second;
+    here_.as_worker();
+    ASSERT_TRUE(undo_pause(*here_.kfd, record));
+    EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
+}
+
+TEST_F(AmdgpuJob, WhatADeadJobLeftIsUndone) {
+    const std::string record =
+        fmt::format("{} {} {}", program_->pid(), process_start_time(program_->pid()).value(), 0);
+    EXPECT_FALSE(undo_pause(*here_.kfd, "nonsense"));
+    EXPECT_TRUE(undo_pause(*here_.kfd, "999999999 1 1"));  // has ended
+    here_.as_worker();
+    Checkpoint job(host_.raw(), *here_.kfd, settings_);
+    ASSERT_TRUE(job.probe(pids()));
+    ASSERT_TRUE(job.prepare(pids()));
+    ASSERT_EQ(here_.process(program_->pid()).evicted, 1u);
+    auto undone = undo_pause(*here_.kfd, host_.records.begin()->second);
+    ASSERT_TRUE(undone) << undone.error().text();
+    EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
+    ASSERT_TRUE(
+        undo_pause(*here_.kfd, host_.records.begin()->second));  // a second time does no harm
+    EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
+    std::string status;
+    for (int i = 0; i < 10000 && status.find("State:\tS") == std::string::npos; ++i, usleep(1000))
+        status = read_file(AT_FDCWD, fmt::format("/proc/{}/status", program_->pid())).value();
+    EXPECT_THAT(status, HasSubstr("TracerPid:\t0\n"));
+    EXPECT_THAT(status, HasSubstr("State:\tS"));
+}
+
+TEST_F(AmdgpuJob, NothingIsPausedThatTheJournalDoesNotKnow) {
+    host_.fails_to_journal = true;
+    ASSERT_FALSE(checkpoint(pids()));
+    EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
+}
+
+TEST_F(AmdgpuJob, WhatCannotBeCarriedIsNamedAtOnce) {
+    Host old({"0x1001:128:64"}, 7);
+    EmulatedProgram program(*old.kfd);
+    const int second = old.kfd->open_kfd();
+    program.give(second);
+    old.as_worker();
+    Checkpoint job(host_.raw(), *old.kfd, settings_);
+    auto probed = job.probe({program.pid()});
+    ASSERT_FALSE(probed);
+    EXPECT_THAT(probed.error().text(), HasSubstr("is a second /dev/kfd of the process"));
+    EXPECT_THAT(probed.error().text(), HasSubstr("has version 1.7, and checkpoints need 1.8"));
+    close(second);
+}
+
+TEST_F(AmdgpuJob, ALentDescriptorIsPausedOnce) {
+    auto child = start_program();
+    child->give(program_->file());
+    here_.as_worker();
+    Checkpoint job(host_.raw(), *here_.kfd, settings_);
+    const std::vector<pid_t> both = {program_->pid(), child->pid()};
+    auto used = job.probe(both);
+    ASSERT_TRUE(used) << used.error().text();
+    ASSERT_TRUE(job.prepare(both));
+    EXPECT_EQ(here_.process(program_->pid()).evicted, 1u);
+    EXPECT_EQ(here_.process(child->pid()).evicted, 1u);
+    ASSERT_TRUE(job.resume());
+    expect_as_before();
+    EXPECT_EQ(here_.process(child->pid()).evicted, 0u);
+}
+
+TEST_F(AmdgpuJob, MappingsOfOthersAreRefused) {
+    here_.as_worker();
+    Checkpoint job(host_.raw(), *here_.kfd, settings_);
+    ASSERT_TRUE(job.probe(pids()));
+    ASSERT_TRUE(job.prepare(pids()));
+    ckptd_vma vma{};
+    vma.path = "/dev/dri/renderD128";
+    vma.fd = program_->render_node(0);
+    vma.offset = offsets_[0] + 4096;
+    EXPECT_EQ(job.handle_vma(program_->pid(), vma), true);
+    vma.offset = offsets_[2];  // of the other GPU
+    auto other = job.handle_vma(program_->pid(), vma);
+    EXPECT_FALSE(other);
+    vma.offset = 12345;
+    EXPECT_FALSE(job.handle_vma(program_->pid(), vma));
+    vma.offset = offsets_[0];
+    EXPECT_FALSE(job.handle_vma(getpid(), vma));
+    const ScopedFd file(memfd_create("no-device", MFD_CLOEXEC));
+    vma.fd = file.get();
+    EXPECT_EQ(job.handle_vma(program_->pid(), vma), false);
+    EXPECT_EQ(job.dump_file(program_->pid(), file.get(), 3), false);
+    ASSERT_TRUE(job.resume());
+}
+
+TEST_F(AmdgpuJob, EveryFailureOfARestoreIsItsEnd) {
+    ASSERT_TRUE(checkpoint(pids()));
+    for (const char* call : {"restore", "copy-to", "resume"}) {
+        Host there({"0x1001:128:64", "0x1002:129:64"});
+        there.kfd->state().set_faults({{call, 1, Fault::Kind::kFail, EIO}});
+        for (bool parallel : {true, false}) {
+            settings_.is_parallel = parallel;
+            auto result = restore(there, parallel ? 500 : 501);
+            ASSERT_EQ(result.has_value(), !parallel) << call;  // the fault comes once
+        }
+    }
+    Host there({"0x1001:128:64", "0x1002:129:64"});
+    EXPECT_FALSE(restore(there, 500, EPIPE));
+    EXPECT_EQ(task_.kfd_fd, -EPIPE);
+}
+
+TEST_F(AmdgpuJob, ASerialTaskIsWokenByAFailure) {
+    ASSERT_TRUE(checkpoint(pids()));
+    settings_.is_parallel = false;
+    Host there({"0x1001:128:64", "0x1002:129:64"});
+    there.kfd->state().set_faults({{"copy-to", 1, Fault::Kind::kFail, EIO}});
+    auto result = restore(there, 500);
+    ASSERT_FALSE(result);
+    EXPECT_EQ(task_.kfd_fd, -EIO);
+}
+
+TEST_F(AmdgpuJob, AnImageThatDoesNotFitIsRefusedBeforeAnything) {
+    ASSERT_TRUE(checkpoint(pids()));
+    Host smaller({"0x1001:128:64"});
+    auto result = restore(smaller, 500);
+    ASSERT_FALSE(result);
+    EXPECT_THAT(result.error().text(), HasSubstr("the image has 2, and 1 can be seen here"));
+    Host old({"0x1001:128:64", "0x1002:129:32"}, 7);
+    result = restore(old, 500);
+    ASSERT_FALSE(result);
+    EXPECT_THAT(result.error().text(), HasSubstr("has version 1.7"));
+    EXPECT_THAT(result.error().text(),
+                HasSubstr("vram_size is 33554432, 67108864 or more is wanted"));
+    std::filesystem::remove(dir_.path() + "/amdgpu-pages-7-1001.img");
+    Host there({"0x1001:128:64", "0x1002:129:64"});
+    result = restore(there, 500);
+    ASSERT_FALSE(result);
+    EXPECT_THAT(result.error().line(), HasSubstr("amdgpu-pages-7-1001.img: is missing"));
+}
+
+TEST_F(AmdgpuJob, BuffersOfTheRenderNodeAreRefused) {
+    ASSERT_TRUE(checkpoint(pids()));
+    pb::RenderNode node;
+    node.set_gpu_id(0x1001);
+    node.set_id(11);
+    node.set_drm_render_minor(128);
+    node.set_buffer_count(2);
+    ASSERT_TRUE(write_render_node(
+        [&](const std::string& name) { return open_at(dir_.fd(), name, O_WRONLY | O_CREAT, 0600); },
+        11, node));
+    Host there({"0x1001:128:64", "0x1002:129:64"});
+    auto result = restore(there, 500);
+    ASSERT_FALSE(result);
+    EXPECT_THAT(
+        result.error().line(),
+        HasSubstr("amdgpu-renderD-11.img: has 2 buffers that were made through the render node"));
+}
+
+}  // namespace
+}  // namespace checkpointd::amdgpu
