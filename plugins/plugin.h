@@ -114,7 +114,8 @@ struct ckptd_host {
     const char *(*setting)(void *context, const char *name);
     /*
      * A file of the image: created (O_CREAT | O_EXCL) by a checkpoint, opened for reading by a restore. The caller
-     * owns the descriptor. -1 and errno on failure. Names must begin with the plugin's; any thread.
+     * owns the descriptor. -1 and errno on failure. Names must begin with the plugin's or, where CRIU's plugin for
+     * the same device has such files, with "gpu-"; any thread.
      */
     int (*open_image)(void *context, const char *name);
     /*

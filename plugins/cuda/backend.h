@@ -18,9 +18,12 @@ class Backend {
 
     // kTimeout when the deadline passes: the call goes on, and must not be cut short; finish_late() waits for it.
     // Other calls may be made meanwhile.
-    virtual Result<Answer> ask(const Request& request, Deadline deadline) = 0;
+    // `fd`, which is borrowed, goes with it.
+    virtual Result<Answer> ask(const Request& request, Deadline deadline, int fd = -1) = 0;
     // True once no call is under way that somebody gave up waiting for.
     virtual bool finish_late(Deadline deadline) = 0;
+    // Whether it goes on should we be killed, with all that are near us.
+    virtual bool outlives_us() const { return false; }
 };
 
 // Whether there is something to read, or a process has ended (pidfd), before the deadline passes.

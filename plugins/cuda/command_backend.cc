@@ -32,9 +32,9 @@ std::vector<std::string> arguments(const std::string& command, const Request& re
             return {command, "--action", "lock", "--pid", pid, "--timeout", std::to_string(request.timeout_ms)};
         case Operation::kCheckpoint: return {command, "--action", "checkpoint", "--pid", pid};
         case Operation::kUnlock: return {command, "--action", "unlock", "--pid", pid};
-        case Operation::kRestore: break;
         case Operation::kHello:
         case Operation::kMemory: return {command, "--help"};
+        default: break;
     }
     std::vector<std::string> restore = {command, "--action", "restore", "--pid", pid};
     std::string map;
@@ -101,7 +101,12 @@ Answer translate(const Request& request, int status, const std::string& output) 
 
 }  // namespace
 
-Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline) {
+Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline, int) {
+    if (request.operation >= Operation::kMapCheckpoint) {
+        Answer none;
+        none.code = kNotSupported;
+        return none;
+    }
     CKPT_ASSIGN(Running running, start(arguments(command_, request)));
     if (!wait_readable(running.pidfd.get(), deadline)) {
         late_ = std::move(running.pidfd);

@@ -13,7 +13,7 @@ class CommandBackend : public Backend {
   public:
     explicit CommandBackend(std::string command) : command_(std::move(command)) {}
 
-    Result<Answer> ask(const Request& request, Deadline deadline) override;
+    Result<Answer> ask(const Request& request, Deadline deadline, int fd) override;
     bool finish_late(Deadline deadline) override;
 
   private:

@@ -17,6 +17,8 @@ enum Code : int32_t {
     kNoDevice = 100,
     kOperatingSystem = 304,
     kIllegalState = 401,
+    kNotReady = 600,
+    kNotSupported = 801,
     kTimeout = 909,
 };
 
@@ -44,8 +46,22 @@ struct LockArgs {
     uint64_t reserved1[7];
 };
 
+// Storage of the caller's: what of one device a process has, mapped into the caller, and a stream of its primary context.
+struct StorageRegion {
+    uint64_t pointer;
+    size_t size;
+    void* stream;
+};
+
+// Allocated by the driver.
+struct StorageInfo {
+    void* operation;  // for cuCheckpointOperationComplete()
+    StorageRegion* regions;
+    uint32_t region_count;
+};
+
 struct CheckpointArgs {
-    void** storage_out;  // since kStorageVersion; null: the driver copies into memory of the process
+    StorageInfo** storage_out;  // since kStorageVersion; null: the driver copies into memory of the process
     uint64_t reserved[7];
 };
 
@@ -53,7 +69,7 @@ struct RestoreArgs {
     const GpuPair* pairs;  // since kPairsVersion; all devices of the process or none
     uint32_t pair_count;
     uint32_t reserved0;
-    void** storage_out;
+    StorageInfo** storage_out;
     uint64_t reserved[5];
 };
 

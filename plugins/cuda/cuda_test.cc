@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <map>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include "plugins/cuda/device_store.h"
 #include "plugins/cuda/devices_image.h"
 #include "plugins/cuda/settings.h"
+#include "plugins/cuda/storage_image.h"
 
 namespace checkpointd::cuda {
 namespace {
@@ -29,7 +34,7 @@ TEST(CudaSettings, AreRead) {
     EXPECT_EQ(none->on_timeout, OnTimeout::kResume);
     auto all = read({{"backend", "command"}, {"command", "/opt/cc"}, {"lock-timeout", "1.5s"},
                      {"checkpoint-timeout", "2min"}, {"on-timeout", "leave"}, {"check-memory", "no"},
-                     {"device-map", fmt::format("{}={},{}={}", kOne, kTwo, kTwo, kOne)}});
+                     {"device-map", fmt::format("{}={},{}={}", kOne, kTwo, kTwo, kOne)}, {"storage", "custom"}});
     ASSERT_TRUE(all) << all.error().text();
     EXPECT_TRUE(all->by_command);
     EXPECT_EQ(all->command, "/opt/cc");
@@ -37,6 +42,8 @@ TEST(CudaSettings, AreRead) {
     EXPECT_EQ(all->checkpoint_timeout, milliseconds(120000));
     EXPECT_EQ(all->on_timeout, OnTimeout::kLeave);
     EXPECT_FALSE(all->checks_memory);
+    EXPECT_EQ(none->storage, StorageWanted::kAuto);
+    EXPECT_EQ(all->storage, StorageWanted::kCustom);
     ASSERT_EQ(all->device_map.size(), 2u);
     EXPECT_EQ(to_string(all->device_map[1].from), kTwo);
     EXPECT_EQ(to_string(all->device_map[1].to), kOne);
@@ -44,10 +51,11 @@ TEST(CudaSettings, AreRead) {
 
 TEST(CudaSettings, AllThatIsWrongIsToldAtOnce) {
     auto wrong = read({{"backend", "magic"}, {"lock-timeout", "soon"}, {"checkpoint-timeout", "0"},
-                       {"on-timeout", "panic"}, {"check-memory", "maybe"}, {"device-map", "GPU-1=GPU-2"}});
+                       {"on-timeout", "panic"}, {"check-memory", "maybe"}, {"device-map", "GPU-1=GPU-2"},
+                       {"storage", "tape"}});
     ASSERT_FALSE(wrong);
     EXPECT_EQ(wrong.error().kind, ErrorKind::kBadInput);
-    EXPECT_EQ(wrong.error().causes.size(), 6u) << wrong.error().text();
+    EXPECT_EQ(wrong.error().causes.size(), 7u) << wrong.error().text();
     EXPECT_THAT(wrong.error().text(), HasSubstr("allowed: command, driver-api"));
 }
 
@@ -60,7 +68,7 @@ TEST(CudaSettings, OfUuidsOnlyWholeOnesAreTaken) {
 
 // One device that was used and one that was not.
 DevicesImage image() {
-    DevicesImage image{3, {}, {}};
+    DevicesImage image{3, {}, {}, {"gpu-cs-7.img"}};
     image.before.device_count = image.after.device_count = 2;
     image.before.devices[0] = {*parse_uuid(kOne), 80ull << 30, 10ull << 30};
     image.before.devices[1] = {*parse_uuid(kTwo), 80ull << 30, 5ull << 30};
@@ -76,7 +84,9 @@ TEST(CudaDevices, TheImageSaysWhatWasTakenOff) {
     ASSERT_EQ(wanted->devices.size(), 2u);
     EXPECT_EQ(wanted->devices[0].bytes, 30ull << 30);
     EXPECT_EQ(wanted->devices[1].bytes, 0u);
-    for (const char* bad : {"", "[]", "{}", "{\"processes\": 1}", "{\"processes\": 1, \"devices\": [{\"uuid\": \"x\"}]}"})
+    EXPECT_EQ(wanted->storages, std::vector<std::string>{"gpu-cs-7.img"});
+    for (const char* bad : {"", "[]", "{}", "{\"processes\": 1}", "{\"processes\": 1, \"devices\": [{\"uuid\": \"x\"}]}",
+                            "{\"processes\": 1, \"devices\": [], \"storages\": [1]}"})
         EXPECT_FALSE(parse_devices(bad)) << bad;
 }
 
@@ -91,6 +101,72 @@ TEST(CudaDevices, WhatIsMissingIsNamed) {
     EXPECT_FALSE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}})) << "5 GiB are free there";
     here.devices[1].free_bytes = 30ull << 30;
     EXPECT_TRUE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}));
+}
+
+std::vector<Region> two_regions() {
+    std::vector<Region> regions{{*parse_uuid(kOne), 5000, 0}, {*parse_uuid(kTwo), 4096, 0}};
+    place_regions(regions);
+    return regions;
+}
+
+TEST(CudaStorage, AHeaderIsReadAsItWasWritten) {
+    const auto regions = two_regions();
+    EXPECT_EQ(regions[0].offset, 4096u);
+    EXPECT_EQ(regions[1].offset, 3 * 4096u) << "at a multiple of 4096 behind the first";
+    const std::string header = storage_header(regions);
+    ASSERT_EQ(header.size(), kStorageHeader);
+    // Bytes of CRIU's format: magic, size, version 1, and of the first region its size and its place.
+    EXPECT_EQ(header.substr(0, 4), "CUCS");
+    EXPECT_THAT(header.substr(8), testing::StartsWith(std::string("\x08\x01\x12\x18\x08\x88\x27\x10\x80\x20\x1a\x10", 12)));
+    auto read = parse_storage_header(header, 4 * 4096, "x");
+    ASSERT_TRUE(read) << read.error().text();
+    ASSERT_EQ(read->size(), 2u);
+    EXPECT_EQ((*read)[1].uuid, *parse_uuid(kTwo));
+    EXPECT_EQ((*read)[1].size, 4096u);
+    EXPECT_EQ((*read)[1].offset, 3 * 4096u);
+}
+
+TEST(CudaStorage, WhatCannotBeIsRefused) {
+    const std::string good = storage_header(two_regions());
+    EXPECT_FALSE(parse_storage_header(good, 4 * 4096 - 1, "x")) << "shorter than it says";
+    EXPECT_FALSE(parse_storage_header(good.substr(1), 1 << 20, "x"));
+    EXPECT_FALSE(parse_storage_header("", 1 << 20, "x"));
+    for (size_t at = 0; at < 8; ++at) {
+        std::string bad = good;
+        bad[at] = '\xff';
+        EXPECT_FALSE(parse_storage_header(bad, 1 << 20, "x")) << "byte " << at;
+    }
+    auto twice = two_regions();
+    twice[1].uuid = twice[0].uuid;
+    EXPECT_FALSE(parse_storage_header(storage_header(twice), 1 << 20, "x"));
+    auto odd = two_regions();
+    odd[0].offset = 4097;
+    EXPECT_FALSE(parse_storage_header(storage_header(odd), 1 << 20, "x"));
+    odd[0].offset = ~uint64_t{4095};
+    EXPECT_FALSE(parse_storage_header(storage_header(odd), 1 << 20, "x")) << "an end beyond all numbers";
+}
+
+TEST(CudaStorage, WhatDoesNotFitTheFileIsKeptInMemory) {
+    ScopedFd file(memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    const int fd = dup(file.get());
+    DeviceStore store(std::move(file), two_regions());
+    alignas(4096) char buffer[8192];
+    std::fill_n(buffer, 5000, 'a');
+    ASSERT_TRUE(store.write(4096, buffer, 5000));
+    EXPECT_EQ(buffer[5000], 0) << "whole pages are written, without anything of others";
+    ASSERT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_GROW), 0);  // from here on the disk is full
+    std::fill_n(buffer, 4096, 'b');
+    EXPECT_FALSE(store.write(3 * 4096, buffer, 4096));
+    EXPECT_TRUE(store.has(4096));
+    EXPECT_FALSE(store.has(3 * 4096));
+    store.overflow();
+    ASSERT_TRUE(store.write(3 * 4096, buffer, 4096));
+    ASSERT_TRUE(store.read(4096, buffer, 5000));
+    EXPECT_EQ(std::string(buffer, 5000), std::string(5000, 'a'));
+    ASSERT_TRUE(store.read(3 * 4096, buffer, 4096));
+    EXPECT_EQ(std::string(buffer, 4096), std::string(4096, 'b'));
+    EXPECT_FALSE(store.read(8 * 4096, buffer, 4096)) << "beyond the end of the file";
+    close(fd);
 }
 
 }  // namespace

@@ -29,6 +29,8 @@ std::string to_json(const DevicesImage& image) {
             after != nullptr && after->free_bytes > before.free_bytes ? after->free_bytes - before.free_bytes : 0;
         devices.push_back({{"uuid", to_string(before.uuid)}, {"bytes", bytes}});
     }
+    if (!image.storages.empty())
+        json["storages"] = image.storages;
     return json.dump(1, '\t') + "\n";
 }
 
@@ -43,6 +45,14 @@ Result<WantedDevices> parse_devices(const std::string& text) {
         CKPT_ASSIGN(device.uuid, parse_uuid(uuid));
         CKPT_ASSIGN(device.bytes, images::json_number(entry, "bytes", kDevicesImage));
         wanted.devices.push_back(device);
+    }
+    if (!json.contains("storages"))
+        return wanted;  // all of it is in the memory of the processes
+    CKPT_ASSIGN(const auto* files, images::json_array(json, "storages", kDevicesImage));
+    for (const auto& name : *files) {
+        if (!name.is_string())
+            return fail(ErrorKind::kBadImage, kDevicesImage, "has a storage that is no name");
+        wanted.storages.push_back(name.get<std::string>());
     }
     return wanted;
 }

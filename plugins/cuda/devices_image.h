@@ -17,6 +17,7 @@ struct DevicesImage {
     size_t processes = 0;
     Answer before;
     Answer after;
+    std::vector<std::string> storages;  // files of device memory, see storage_image.h
 };
 
 // One device of an image, and what was taken off it.
@@ -29,6 +30,7 @@ struct WantedDevice {
 struct WantedDevices {
     size_t processes = 0;
     std::vector<WantedDevice> devices;
+    std::vector<std::string> storages;
 };
 
 std::string to_json(const DevicesImage& image);

@@ -16,7 +16,49 @@ bool resolve(void* library, const char* name, Function& function) {
     return function != nullptr;
 }
 
+// By cuGetProcAddress(), as what dlsym() finds under a plain name is its oldest version, with which copies fail.
+class Resolver {
+  public:
+    explicit Resolver(void* library) { (void)resolve(library, "cuGetProcAddress_v2", find_); }
+
+    template <typename Function>
+    Resolver& operator()(const char* name, Function& function) {
+        void* found = nullptr;
+        int status = -1;
+        if (find_ == nullptr || find_(name, &found, kStorageVersion, 0, &status) != kSuccess || status != 0 || found == nullptr)
+            has_all_ = false;
+        else
+            function = reinterpret_cast<Function>(found);
+        return *this;
+    }
+    bool has_all() const { return has_all_; }
+
+  private:
+    int (*find_)(const char*, void**, int version, uint64_t flags, int* status) = nullptr;
+    bool has_all_ = true;
+};
+
 }  // namespace
+
+void Driver::resolve_storage(void* library) {
+    if (version_ < kStorageVersion)
+        return;
+    StorageCalls calls;
+    calls.checkpoint = checkpoint_;
+    calls.restore = restore_;
+    Resolver resolver(library);
+    resolver("cuCheckpointOperationComplete", calls.complete)("cuDeviceGetCount", calls.device_count)(
+        "cuDeviceGet", calls.device)("cuDeviceGetUuid", calls.uuid)("cuDevicePrimaryCtxRetain", calls.context_retain)(
+        "cuDevicePrimaryCtxRelease", calls.context_release)("cuCtxSetCurrent", calls.context_set)(
+        "cuCtxGetDevice", calls.context_device)("cuStreamGetCtx", calls.stream_context)(
+        "cuStreamCreate", calls.stream_create)("cuStreamDestroy", calls.stream_destroy)(
+        "cuStreamSynchronize", calls.stream_wait)("cuEventCreate", calls.event_create)(
+        "cuEventDestroy", calls.event_destroy)("cuEventRecord", calls.event_record)(
+        "cuEventSynchronize", calls.event_wait)("cuMemHostAlloc", calls.host_alloc)("cuMemFreeHost", calls.host_free)(
+        "cuMemcpyDtoHAsync", calls.copy_out)("cuMemcpyHtoDAsync", calls.copy_in);
+    if (resolver.has_all())
+        storage_ = calls;
+}
 
 Result<Driver> Driver::load() {
     void* library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
@@ -45,6 +87,7 @@ Result<Driver> Driver::load() {
         !resolve(library, "cuCheckpointProcessRestore", driver.restore_) ||
         !resolve(library, "cuCheckpointProcessUnlock", driver.unlock_))
         return fail(ErrorKind::kUnsupported, kLibrary, "has no calls to checkpoint processes");
+    driver.resolve_storage(library);
     (void)resolve(library, "cuDevicePrimaryCtxRetain", driver.context_retain_);
     (void)resolve(library, "cuDevicePrimaryCtxRelease_v2", driver.context_release_);
     (void)resolve(library, "cuCtxSetCurrent", driver.context_set_);
@@ -72,6 +115,7 @@ void Driver::ask_free(int device, Device& out) const {
 Answer Driver::devices(bool with_memory) const {
     Answer answer;
     answer.value = version_;
+    answer.offers_storage = storage_.all();
     int count = 0;
     answer.code = get_count_(&count);
     for (int i = 0; answer.code == kSuccess && i < std::min<int>(count, kMaxDevices); ++i) {
@@ -118,8 +162,7 @@ int Driver::call(const Request& request, Answer& answer) const {
             UnlockArgs args{};
             return unlock_(pid, &args);
         }
-        case Operation::kHello:
-        case Operation::kMemory: break;
+        default: break;
     }
     return kInvalidValue;
 }
@@ -130,10 +173,14 @@ Answer Driver::serve(const Request& request) const {
         answer = devices(request.operation == Operation::kMemory);
     else
         answer.code = call(request, answer);
-    const char* name = nullptr;
-    if (answer.code != kSuccess && get_name_(answer.code, &name) == kSuccess && name != nullptr)
-        std::snprintf(answer.text, sizeof(answer.text), "%s", name);
+    name_code(answer);
     return answer;
+}
+
+void Driver::name_code(Answer& answer) const {
+    const char* name = nullptr;
+    if (answer.code > kSuccess && answer.text[0] == 0 && get_name_(answer.code, &name) == kSuccess && name != nullptr)
+        std::snprintf(answer.text, sizeof(answer.text), "%s", name);
 }
 
 }  // namespace checkpointd::cuda

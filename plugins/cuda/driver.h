@@ -5,6 +5,7 @@
 
 #include "core/base/error.h"
 #include "plugins/cuda/message.h"
+#include "plugins/cuda/storage_calls.h"
 
 namespace checkpointd::cuda {
 
@@ -14,15 +15,22 @@ class Driver {
     // kNotFound where there is no driver or no device, kUnsupported where it is too old.
     static Result<Driver> load();
 
+    // All but what takes storage of ours.
     Answer serve(const Request& request) const;
+    // Adds the driver's name of a failure.
+    void name_code(Answer& answer) const;
+    // For that; nothing is there if this driver cannot.
+    const StorageCalls& storage() const { return storage_; }
 
   private:
     Driver() = default;
     Answer devices(bool with_memory) const;
     void ask_free(int device, Device& out) const;
     int call(const Request& request, Answer& answer) const;
+    void resolve_storage(void* library);
 
     int version_ = 0;
+    StorageCalls storage_;
     int (*get_count_)(int*) = nullptr;
     int (*get_device_)(int*, int) = nullptr;
     int (*get_uuid_)(Uuid*, int) = nullptr;

@@ -3,22 +3,29 @@
 // checkpointd-cuda: keeps the CUDA driver loaded and makes its checkpoint calls for others. Started by
 // checkpointd-cuda.socket, it serves whoever connects (root alone can) until nobody has for a while; or, as
 // `checkpointd-cuda --fd N`, the one at the other end of that socket. Each connection has a thread of its own: a call
-// that hangs holds up nobody else, and is never cut short.
+// that hangs holds up nobody who asks of another process, and is never cut short. It stays while it has device memory of
+// somebody (held_storage.h); the private one brings all of them back itself when nobody asks any more.
 #include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <poll.h>
 #include <string>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <thread>
 #include <unistd.h>
+#include <vector>
 
 #include <fmt/core.h>
 
 #include "core/base/scoped_fd.h"
 #include "plugins/cuda/driver.h"
+#include "plugins/cuda/held_storage.h"
+#include "plugins/cuda/process.h"
 
 namespace checkpointd::cuda {
 namespace {
@@ -26,6 +33,46 @@ namespace {
 constexpr int kListenFd = 3;  // SD_LISTEN_FDS_START
 constexpr int kIdleMs = 10 * 60 * 1000;
 constexpr int kSoonMs = 300;
+constexpr std::chrono::hours kBringBackTime{1};
+
+// What is asked, by whomever. Of one process one after the other: who undoes what a dead worker did must not overtake a
+// call of that worker.
+class Desk {
+  public:
+    explicit Desk(const Result<Driver>& driver) : driver_(driver), storage_(driver ? driver->storage() : kNoCalls) {}
+
+    Answer serve(const Request& request, ScopedFd file);
+    // Processes of which there is device memory here.
+    std::vector<pid_t> held();
+
+  private:
+    static constexpr StorageCalls kNoCalls{};
+    std::shared_ptr<std::mutex> turn_of(pid_t pid);
+
+    const Result<Driver>& driver_;
+    HeldStorage storage_;
+    std::mutex mutex_;
+    std::map<pid_t, std::shared_ptr<std::mutex>> turns_;
+};
+
+std::shared_ptr<std::mutex> Desk::turn_of(pid_t pid) {
+    std::lock_guard lock(mutex_);
+    std::erase_if(turns_, [](const auto& entry) { return entry.second.use_count() == 1; });
+    auto& turn = turns_[pid];
+    if (!turn)
+        turn = std::make_shared<std::mutex>();
+    return turn;
+}
+
+std::vector<pid_t> Desk::held() {
+    for (pid_t pid : storage_.ended()) {
+        const auto turn = turn_of(pid);
+        if (std::unique_lock lock(*turn, std::try_to_lock); lock)
+            storage_.drop(pid);
+    }
+    storage_.release_contexts();
+    return storage_.living();
+}
 
 Answer refusal(const Error& error) {
     Answer answer;
@@ -34,14 +81,73 @@ Answer refusal(const Error& error) {
     return answer;
 }
 
-void serve(ScopedFd connection, const Result<Driver>& driver) {
+Answer Desk::serve(const Request& request, ScopedFd file) {
+    if (!driver_)
+        return refusal(driver_.error());
+    if (request.version != kMessageVersion) {
+        Answer answer;
+        answer.code = kInvalidValue;
+        return answer;
+    }
+    if (request.operation < Operation::kState)
+        return driver_->serve(request);
+    const auto turn = turn_of(request.pid);
+    std::lock_guard lock(*turn);
+    if (request.operation < Operation::kMapCheckpoint)
+        return driver_->serve(request);
+    Answer answer = storage_.serve(request, std::move(file));
+    driver_->name_code(answer);
+    return answer;
+}
+
+bool receive(int socket, Request& request, ScopedFd& file) {
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    iovec data{&request, sizeof(request)};
+    msghdr message{};
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    const ssize_t got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+    const cmsghdr* header = got > 0 ? CMSG_FIRSTHDR(&message) : nullptr;
+    if (header != nullptr && header->cmsg_type == SCM_RIGHTS) {
+        int fd = -1;
+        std::memcpy(&fd, CMSG_DATA(header), sizeof(fd));
+        file.reset(fd);
+    }
+    return got == sizeof(request);
+}
+
+void serve(const ScopedFd& connection, Desk& desk) {
     Request request;
-    while (recv(connection.get(), &request, sizeof(request), 0) == sizeof(request)) {
-        Answer answer = driver ? driver->serve(request) : refusal(driver.error());
-        if (request.version != kMessageVersion)
-            answer.code = kInvalidValue;
+    ScopedFd file;
+    while (receive(connection.get(), request, file)) {
+        const Answer answer = desk.serve(request, std::move(file));
         if (send(connection.get(), &answer, sizeof(answer), MSG_NOSIGNAL) != sizeof(answer))
             break;
+    }
+}
+
+// The plugin's way from state to state, without a socket between.
+class OwnBackend : public Backend {
+  public:
+    explicit OwnBackend(Desk& desk) : desk_(desk) {}
+    Result<Answer> ask(const Request& request, Deadline, int) override { return desk_.serve(request, ScopedFd()); }
+    bool finish_late(Deadline) override { return true; }
+
+  private:
+    Desk& desk_;
+};
+
+// Nobody else would: what is here is all that there is of their numbers.
+void bring_back_all(Desk& desk) {
+    OwnBackend backend(desk);
+    for (pid_t pid : desk.held()) {
+        const auto deadline = std::chrono::steady_clock::now() + kBringBackTime;
+        auto process = Process::find(backend, pid, deadline);
+        auto back = process && *process ? (*process)->bring_back(nullptr, {}, {}, deadline) : Result<void>();
+        if (!back)
+            fmt::print(stderr, "checkpointd-cuda: {}\n", back.error().line());
     }
 }
 
@@ -56,17 +162,20 @@ ScopedFd take_sigterm() {
 
 class Server {
   public:
-    explicit Server(const Result<Driver>& driver) : driver_(driver) {}
+    Server(Desk& desk, bool has_driver) : desk_(desk), has_driver_(has_driver) {}
 
-    // Until nobody is connected for a while, or when told to stop nobody any more. Without a driver it waits for a
-    // moment only: the next start may find one.
+    // Until nobody is connected for a while, or when told to stop nobody any more; and nothing is held. Without a
+    // driver it waits for a moment only: the next start may find one.
     int run() {
         ScopedFd signals = take_sigterm();
         bool stopping = false;
-        for (;;) {
-            pollfd waiting[] = {{stopping ? -1 : kListenFd, POLLIN, 0}, {stopping ? -1 : signals.get(), POLLIN, 0}};
-            const int ready = poll(waiting, 2, stopping || !driver_ ? kSoonMs : kIdleMs);
-            if (ready == 0 && connections_ == 0)
+        for (int idle_ms = 0;;) {
+            const bool holds = !desk_.held().empty();
+            pollfd waiting[] = {{stopping && !holds ? -1 : kListenFd, POLLIN, 0}, {stopping ? -1 : signals.get(), POLLIN, 0}};
+            const int time_ms = stopping || holds || !has_driver_ ? kSoonMs : kIdleMs;
+            const int ready = poll(waiting, 2, time_ms);
+            idle_ms = ready == 0 && connections_ == 0 && !holds ? idle_ms + time_ms : 0;
+            if (idle_ms >= (stopping || !has_driver_ ? kSoonMs : kIdleMs))
                 return EXIT_SUCCESS;
             if (ready > 0 && waiting[0].revents != 0)
                 accept_one();
@@ -81,12 +190,13 @@ class Server {
             return;
         ++connections_;
         std::thread([this, own = std::move(connection)]() mutable {
-            serve(std::move(own), driver_);
+            serve(own, desk_);
             --connections_;
         }).detach();
     }
 
-    const Result<Driver>& driver_;
+    Desk& desk_;
+    bool has_driver_;
     std::atomic<int> connections_ = 0;
 };
 
@@ -101,9 +211,12 @@ int main(int argc, char** argv) {
         return EXIT_FAILURE;
     }
     const auto driver = Driver::load();
+    Desk desk(driver);
     if (is_private) {
-        serve(checkpointd::ScopedFd(std::atoi(argv[2])), driver);
+        const checkpointd::ScopedFd signals = take_sigterm();  // whoever stops its worker's unit means the worker
+        serve(checkpointd::ScopedFd(std::atoi(argv[2])), desk);
+        bring_back_all(desk);
         return EXIT_SUCCESS;
     }
-    return Server(driver).run();
+    return Server(desk, driver.has_value()).run();
 }

@@ -24,7 +24,7 @@ Result<ScopedFd> connect_to_socket() {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     std::strncpy(address.sun_path, kHelperSocket, sizeof(address.sun_path) - 1);
-    if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0)
+    if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0)
         return fail_errno(kHelperSocket, "cannot connect");
     return fd;
 }
@@ -49,14 +49,6 @@ Result<ScopedFd> start_own() {
     return ours;
 }
 
-Result<ScopedFd> open_connection() {
-    auto shared = connect_to_socket();
-    const int code = shared ? 0 : shared.error().errno_code;
-    if (code == ENOENT || code == ECONNREFUSED)
-        return start_own();
-    return shared;
-}
-
 // False when the deadline passes.
 Result<bool> receive(int fd, Answer& answer, Backend::Deadline deadline) {
     if (!wait_readable(fd, deadline))
@@ -69,29 +61,58 @@ Result<bool> receive(int fd, Answer& answer, Backend::Deadline deadline) {
     return true;
 }
 
+bool send_request(int socket, const Request& request, int fd) {
+    iovec data{const_cast<Request*>(&request), sizeof(request)};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    msghdr message{};
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    if (fd >= 0) {
+        message.msg_control = control;
+        message.msg_controllen = sizeof(control);
+        cmsghdr* header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int));
+        std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
+    }
+    return sendmsg(socket, &message, MSG_NOSIGNAL) == sizeof(request);
+}
+
 }  // namespace
 
+Result<HelperBackend::Connection> HelperBackend::connect() {
+    auto shared = connect_to_socket();
+    if (shared)
+        return Connection{std::move(*shared), true};
+    const int code = shared.error().errno_code;
+    if (code != ENOENT && code != ECONNREFUSED)
+        return tl::unexpected(std::move(shared).error());
+    CKPT_ASSIGN(ScopedFd own, start_own());
+    return Connection{std::move(own), false};
+}
+
 Result<std::unique_ptr<Backend>> HelperBackend::open() {
-    CKPT_ASSIGN(ScopedFd connection, open_connection());
+    CKPT_ASSIGN(Connection connection, connect());
     return std::unique_ptr<Backend>(new HelperBackend(std::move(connection)));
 }
 
-Result<Answer> HelperBackend::ask(const Request& request, Deadline deadline) {
-    if (!connection_) {
-        CKPT_ASSIGN(connection_, open_connection());
+Result<Answer> HelperBackend::ask(const Request& request, Deadline deadline, int fd) {
+    if (!connection_.fd) {
+        CKPT_ASSIGN(connection_, connect());
     }
-    if (send(connection_.get(), &request, sizeof(request), MSG_NOSIGNAL) != sizeof(request)) {
-        connection_.reset();
+    if (!send_request(connection_.fd.get(), request, fd)) {
+        connection_.fd.reset();
         return fail_errno(kHelper, "cannot be asked");
     }
     Answer answer;
-    auto got = receive(connection_.get(), answer, deadline);
+    auto got = receive(connection_.fd.get(), answer, deadline);
     if (!got)
-        connection_.reset();
+        connection_.fd.reset();
     CKPT_TRY(got);
     if (*got)
         return answer;
-    late_.push_back(std::move(connection_));
+    late_.push_back(std::move(connection_.fd));
     return fail(ErrorKind::kTimeout, "CUDA driver", "does not answer in time");
 }
 

@@ -13,13 +13,19 @@ class HelperBackend : public Backend {
   public:
     static Result<std::unique_ptr<Backend>> open();
 
-    Result<Answer> ask(const Request& request, Deadline deadline) override;
+    Result<Answer> ask(const Request& request, Deadline deadline, int fd) override;
     bool finish_late(Deadline deadline) override;
+    bool outlives_us() const override { return connection_.is_shared; }
 
   private:
-    explicit HelperBackend(ScopedFd connection) : connection_(std::move(connection)) {}
+    struct Connection {
+        ScopedFd fd;
+        bool is_shared = false;  // with the service, not with one that we started
+    };
+    static Result<Connection> connect();
+    explicit HelperBackend(Connection connection) : connection_(std::move(connection)) {}
 
-    ScopedFd connection_;
+    Connection connection_;
     std::vector<ScopedFd> late_;  // with a call under way each
 };
 

@@ -59,9 +59,11 @@ int quiesce(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
     return answer(call, of(self).quiesce(list(pids, count)));
 }
 
-int prepare(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
-    return answer(call, of(self).prepare(list(pids, count), deadline_of(call)));
+int prepare(void* self, const pid_t*, size_t, ckptd_call* call) {
+    return answer(call, of(self).prepare(*call, deadline_of(call)));
 }
+
+int transfer(void* self, ckptd_call* call) { return answer(call, of(self).transfer(*call)); }
 
 int complete(void* self, ckptd_call* call) { return answer(call, of(self).complete(deadline_of(call))); }
 
@@ -83,7 +85,7 @@ constexpr ckptd_plugin kPlugin = {
     .probe = probe,
     .quiesce = quiesce,
     .prepare = prepare,
-    .transfer = nullptr,
+    .transfer = transfer,
     .complete = complete,
     .resume = resume,
     .in_task = nullptr,

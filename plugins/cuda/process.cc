@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/cuda/process.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <limits>
+#include <poll.h>
 #include <thread>
 
 #include "plugins/host/deadline.h"
@@ -21,6 +24,10 @@ const char* name_of(Operation operation) {
         case Operation::kCheckpoint: return "checkpoint";
         case Operation::kRestore: return "restore";
         case Operation::kUnlock: return "unlock";
+        case Operation::kMapCheckpoint: return "map the device memory of";
+        case Operation::kMapRestore: return "map device memory for";
+        case Operation::kCopy: return "begin to copy the device memory of";
+        case Operation::kComplete: return "complete the copy of";
         default: return "ask for";
     }
 }
@@ -40,7 +47,16 @@ const char* name_of(ProcessState state) {
 std::string object_of(pid_t pid) { return fmt::format("pid {} (CUDA)", pid); }
 
 std::string said(const Answer& answer) {
+    if (answer.code == kStoreFailed)
+        return answer.text;
     return answer.code == kSuccess ? "success" : fmt::format("{} ({})", answer.text, answer.code);
+}
+
+constexpr uint32_t kPollMs = 20;
+
+uint32_t milliseconds_until(Process::Deadline deadline) {
+    const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now()).count();
+    return static_cast<uint32_t>(std::clamp<int64_t>(left, 0, std::numeric_limits<uint32_t>::max()));
 }
 
 Request request_for(Operation operation, pid_t pid) {
@@ -77,9 +93,14 @@ Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t ti
             request.pairs[request.pair_count++] = pair;
     CKPT_ASSIGN(Answer answer, backend_->ask(request, deadline));
     CKPT_ASSIGN(const ProcessState now, state(Clock::now() + kAnswerTime));
-    if (now == wanted)
+    if (now == wanted) {
+        regions_.clear();
+        for (uint32_t i = 0; i < std::min(answer.device_count, kMaxDevices); ++i)
+            regions_.push_back({answer.devices[i].uuid, answer.devices[i].total_bytes, 0});
         return {};
-    return fail(timeout_ms != 0 && answer.code != kSuccess ? ErrorKind::kTimeout : ErrorKind::kSystem, object_of(pid_),
+    }
+    const bool is_late = answer.code == kTimeout || (operation == Operation::kLock && answer.code != kSuccess);
+    return fail(is_late ? ErrorKind::kTimeout : ErrorKind::kSystem, object_of(pid_),
                 fmt::format("the driver did not {} it: {}; it is {}", name_of(operation), said(answer), name_of(now)),
                 operation == Operation::kLock ? "let its work on the device end, or raise plugins.cuda.lock-timeout" : "");
 }
@@ -127,16 +148,127 @@ Result<void> Process::checkpoint(const ckptd_host& host, Deadline deadline) {
     return with_thread(&host, Operation::kCheckpoint, ProcessState::kCheckpointed, {}, deadline);
 }
 
-Result<void> Process::bring_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, Deadline deadline) {
+Result<std::vector<Region>> Process::map(const ckptd_host& host, Deadline deadline) {
+    CKPT_TRY(release_thread(&host));
+    auto made = make(Operation::kMapCheckpoint, ProcessState::kCheckpointing, milliseconds_until(deadline), {}, deadline);
+    if (made)
+        return regions_;
+    if (made.error().kind != ErrorKind::kTimeout)
+        CKPT_TRY(hold_thread(&host));
+    return tl::unexpected(std::move(made).error());
+}
+
+Result<Answer> Process::ask(const Request& request, Deadline deadline, int fd) const {
+    CKPT_ASSIGN(Answer answer, backend_->ask(request, deadline, fd));
+    if (answer.code == kSuccess || answer.code == kNotReady)
+        return answer;
+    Error error{ErrorKind::kSystem, object_of(pid_), fmt::format("cannot {} it: {}", name_of(request.operation), said(answer)),
+                {}, answer.errno_code, {}};
+    return tl::unexpected(std::move(error));
+}
+
+Result<void> Process::copy(const Image& image) {
+    Request request = request_for(Operation::kCopy, pid_);
+    for (const Region& region : image.regions)
+        if (request.region_count < kMaxDevices)
+            request.regions[request.region_count++] = region;
+    CKPT_TRY(ask(request, Clock::now() + kAnswerTime, image.fd));
+    return {};
+}
+
+Result<void> Process::copied(Deadline deadline, const Watch& watch) {
+    Request request = request_for(Operation::kWait, pid_);
+    request.timeout_ms = kPollMs;
+    for (;;) {
+        CKPT_ASSIGN(const Answer answer, ask(request, Clock::now() + kAnswerTime));
+        if (watch.progress)
+            watch.progress(answer.bytes);
+        if (answer.code == kSuccess)
+            return {};
+        if (Clock::now() >= deadline)
+            return fail(ErrorKind::kTimeout, object_of(pid_), "its device memory is not copied in time");
+        if (pollfd cancel{watch.cancel_fd, POLLIN, 0}; watch.cancel_fd >= 0 && poll(&cancel, 1, 0) > 0)
+            return fail(ErrorKind::kCancelled, object_of(pid_), "copying its device memory was cancelled");
+    }
+}
+
+Result<void> Process::finish(const ckptd_host& host, Deadline deadline) {
+    CKPT_TRY(make(Operation::kComplete, ProcessState::kCheckpointed, 0, {}, deadline));
+    return hold_thread(&host);
+}
+
+// Of a helper that knows nothing of it: 0.
+Result<int32_t> Process::held(Deadline deadline) const {
+    CKPT_ASSIGN(const Answer answer, backend_->ask(request_for(Operation::kHeld, pid_), deadline));
+    return answer.code == kSuccess ? answer.value : 0;
+}
+
+// Nothing takes back that it was mapped, and what is completed has left the device. So what the image does not have yet
+// goes to the helper's memory first.
+Result<void> Process::rescue(Deadline deadline) {
+    CKPT_ASSIGN(const int32_t has, held(deadline));
+    if ((has & kHeldCopied) == 0) {
+        CKPT_TRY(copy({}));
+        CKPT_TRY(copied(deadline));
+    }
+    return make(Operation::kComplete, ProcessState::kCheckpointed, 0, {}, deadline);
+}
+
+Result<void> Process::end_restore(const Image& image, Deadline deadline) {
+    CKPT_ASSIGN(const int32_t has, held(deadline));
+    if ((has & (kHeldCopying | kHeldCopied)) == 0)
+        CKPT_TRY(copy((has & kHeldContents) != 0 ? Image() : image));
+    CKPT_TRY(copied(deadline));
+    return make(Operation::kComplete, ProcessState::kLocked, 0, {}, deadline);
+}
+
+Result<bool> Process::begin_restore(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image,
+                                    Deadline deadline) {
+    CKPT_ASSIGN(const int32_t has, held(deadline));
+    if (image.fd < 0 && (has & kHeldContents) == 0)
+        return false;
+    CKPT_TRY(release_thread(host));
+    CKPT_TRY(make(Operation::kMapRestore, ProcessState::kRestoring, milliseconds_until(deadline), device_map, deadline));
+    CKPT_TRY(copy((has & kHeldContents) != 0 ? Image() : image));
+    return true;
+}
+
+// Checkpointed to locked.
+Result<void> Process::put_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image,
+                               Deadline deadline) {
+    CKPT_ASSIGN(const bool is_mapped, begin_restore(host, device_map, image, deadline));
+    return is_mapped ? end_restore(image, deadline)
+                     : with_thread(host, Operation::kRestore, ProcessState::kLocked, device_map, deadline);
+}
+
+// Once nothing is under way any more that nobody here can bring to its end.
+Result<ProcessState> Process::settled(Deadline deadline) {
+    for (;;) {
+        CKPT_ASSIGN(const ProcessState now, state(deadline));
+        if (now != ProcessState::kCheckpointing && now != ProcessState::kRestoring)
+            return now;
+        CKPT_ASSIGN(const int32_t has, held(deadline));
+        if ((has & kHeldMapped) != 0 || Clock::now() >= deadline)
+            return now;
+        std::this_thread::sleep_for(milliseconds(kPollMs));
+    }
+}
+
+Result<void> Process::bring_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image,
+                                 Deadline deadline) {
     if (!backend_->finish_late(deadline))
         return fail(ErrorKind::kTimeout, object_of(pid_), "the driver still works on it");
-    CKPT_ASSIGN(ProcessState now, state(deadline));
-    while ((now == ProcessState::kCheckpointing || now == ProcessState::kRestoring) && Clock::now() < deadline) {
-        std::this_thread::sleep_for(milliseconds(10));
-        CKPT_ASSIGN(now, state(deadline));
+    CKPT_ASSIGN(ProcessState now, settled(deadline));
+    if (now == ProcessState::kCheckpointing) {
+        CKPT_TRY(rescue(deadline));
+        now = ProcessState::kCheckpointed;
+    }
+    if (now == ProcessState::kRestoring) {
+        CKPT_TRY(end_restore(image, deadline));
+        now = ProcessState::kLocked;
     }
     if (now == ProcessState::kCheckpointed) {
-        CKPT_TRY(with_thread(host, Operation::kRestore, ProcessState::kLocked, device_map, deadline));
+        CKPT_TRY(put_back(host, device_map, image, deadline));
         now = ProcessState::kLocked;
     }
     CKPT_TRY(hold_thread(host));

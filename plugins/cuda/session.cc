@@ -6,12 +6,16 @@
 #include <csignal>
 #include <fcntl.h>
 #include <filesystem>
+#include <poll.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/kernel/proc_status.h"
 #include "core/kernel/room.h"
 #include "core/transaction/undo_kinds.h"
 #include "plugins/cuda/devices_image.h"
+#include "plugins/cuda/storage_image.h"
 
 namespace checkpointd::cuda {
 namespace {
@@ -39,6 +43,34 @@ bool has_instances() {
                 return true;
     }
     return false;
+}
+
+// How a dead job is undone.
+constexpr const char* kByCommand = "command";
+constexpr const char* kByDriver = "api";
+constexpr const char* kByStorage = "storage";
+
+std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
+
+// By the PID that it has for itself, as in all of an image.
+Result<std::string> storage_name_of(pid_t pid) {
+    CKPT_ASSIGN(const ProcStatus status, read_status(pid));
+    return storage_image_name(status.ns_pids.empty() ? pid : status.ns_pids.back());
+}
+
+// Into the page cache, for as long as there is more than a half of free memory left.
+void read_ahead(int fd, int cancel_fd) {
+    constexpr uint64_t kPiece = 8u << 20;
+    struct stat about {};
+    if (fstat(fd, &about) != 0)
+        return;
+    const auto size = static_cast<uint64_t>(about.st_size);
+    const uint64_t most = std::min(size, available_memory().value_or(0) / 2);
+    for (uint64_t at = 0; at < most; at += kPiece) {
+        pollfd cancel{cancel_fd, POLLIN, 0};
+        if ((cancel_fd >= 0 && poll(&cancel, 1, 0) > 0) || readahead(fd, static_cast<off64_t>(at), kPiece) != 0)
+            return;
+    }
 }
 
 Backend::Deadline soon(Backend::Deadline deadline) { return std::min(deadline, Clock::now() + kAskTime); }
@@ -100,7 +132,15 @@ Result<void> Session::check_here(Deadline deadline) {
         blockers.push_back({ErrorKind::kUnsupported, "CUDA device", "is divided into instances (MIG)",
                             "the driver cannot checkpoint what runs in them", 0, {}});
     CKPT_ASSIGN(before_, devices(true, deadline));
-    if (auto room = check_host_memory(before_); !room)
+    // A helper that dies with us would take what it has mapped along.
+    const bool wants_storage = settings_.storage == StorageWanted::kCustom ||
+                               (settings_.storage == StorageWanted::kAuto && backend_->outlives_us());
+    stores_ = wants_storage && before_.offers_storage != 0;
+    if (settings_.storage == StorageWanted::kCustom && !stores_)
+        blockers.push_back({ErrorKind::kUnsupported, "CUDA driver",
+                            fmt::format("is of CUDA {}, and gives device memory to nobody", version_text(before_.value)),
+                            "install a driver of version 615 or newer, or set plugins: {cuda: {storage: auto}}", 0, {}});
+    if (auto room = stores_ ? Result<void>() : check_host_memory(before_); !room)
         blockers.push_back(std::move(room).error());
     for (const Process& process : processes_) {
         CKPT_ASSIGN(const ProcessState state, process.state(soon(deadline)));
@@ -126,29 +166,102 @@ Result<bool> Session::probe(const std::vector<pid_t>& pids, Deadline deadline) {
     return found;
 }
 
-Result<void> Session::write_down(const Process& process) {
+Result<void> Session::write_down(const Process& process, const char* way, const std::string& rest) {
     CKPT_ASSIGN(const uint64_t start, process_start_time(process.pid()));
-    const std::string record = fmt::format("{} {} {} {}", process.pid(), start, settings_.by_command ? "command" : "api",
-                                           settings_.command);
-    undo_[process.pid()] = host_.journal(host_.context, record.c_str());
-    if (undo_[process.pid()] == 0)
+    const std::string record = fmt::format("{} {} {} {}", process.pid(), start, way, rest);
+    const uint64_t id = host_.journal(host_.context, record.c_str());
+    if (id == 0)
         return fail(ErrorKind::kSystem, "journal", "cannot write down that CUDA is to be unlocked");
+    undo_[process.pid()].push_back(id);
     return {};
 }
 
 // All of them, before any task stands: work that is under way may need another of them to come to its end.
 Result<void> Session::quiesce(const std::vector<pid_t>&) {
     for (Process& process : processes_) {
-        CKPT_TRY(write_down(process));
+        CKPT_TRY(write_down(process, settings_.by_command ? kByCommand : kByDriver, settings_.command));
         CKPT_TRY(process.lock(settings_.lock_timeout));
     }
     return {};
 }
 
-Result<void> Session::prepare(const std::vector<pid_t>&, Deadline deadline) {
+// The name says which of its own memory it is, so that a restore finds it; the file is in the journal, because from
+// the end of the copy on the image alone has these numbers, should the helper die as well.
+Result<void> Session::start_copy(Process& process, std::vector<Region> regions) {
+    place_regions(regions);
+    Stored stored;
+    CKPT_ASSIGN(stored.name, storage_name_of(process.pid()));
+    stored.file.reset(host_.open_image(host_.context, stored.name.c_str()));
+    if (!stored.file)
+        return fail_errno(stored.name, "cannot be made");
+    const std::string header = storage_header(regions);
+    CKPT_TRY(write_all(stored.file.get(), header.data(), header.size(), stored.name));
+    CKPT_ASSIGN(const std::string path, read_link(AT_FDCWD, fmt::format("/proc/self/fd/{}", stored.file.get())));
+    CKPT_TRY(write_down(process, kByStorage, path));
+    CKPT_TRY(process.copy({stored.file.get(), regions}));
+    stored.regions = std::move(regions);
+    stored_[process.pid()] = std::move(stored);
+    return {};
+}
+
+// Where the choice is ours and this driver cannot after all, it goes the old way.
+Result<void> Session::map(Process& process, Deadline deadline) {
+    auto regions = process.map(host_, deadline);
+    if (regions) {
+        CKPT_TRY(start_copy(process, std::move(*regions)));
+        stored_[process.pid()].deadline = deadline;
+        return {};
+    }
+    auto state = regions.error().kind == ErrorKind::kTimeout ? Result<ProcessState>(ProcessState::kCheckpointing)
+                                                             : process.state(soon(deadline));
+    if (settings_.storage == StorageWanted::kCustom || !state || *state != ProcessState::kLocked)
+        return tl::unexpected(std::move(regions).error());
+    CKPT_TRY(check_host_memory(before_));
+    return process.checkpoint(host_, deadline);
+}
+
+Result<void> Session::take_off(Process& process, Deadline deadline) {
+    return stores_ ? map(process, deadline) : process.checkpoint(host_, deadline);
+}
+
+// One after the other they are mapped, while those that are copy. Children are completed before their parents. Only what
+// is completed has let go of the device, so none of this can be left for later, when their memory is written.
+Result<void> Session::prepare(const ckptd_call& call, Deadline deadline) {
     for (Process& process : processes_)
         if (purpose_ == CKPTD_CHECKPOINT)
-            CKPT_TRY(process.checkpoint(host_, std::min(deadline, Clock::now() + settings_.checkpoint_timeout)));
+            CKPT_TRY(take_off(process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout)));
+    return finish_copies(call);
+}
+
+Result<void> Session::finish_copies(const ckptd_call& call) {
+    uint64_t total = 0;
+    for (const auto& [pid, stored] : stored_)
+        for (const Region& region : stored.regions)
+            total += region.size;
+    for (auto process = processes_.rbegin(); process != processes_.rend(); ++process) {
+        auto found = stored_.find(process->pid());
+        if (found == stored_.end())
+            continue;
+        Watch watch{call.cancel_fd, [&](uint64_t bytes) {
+                        found->second.bytes = bytes;
+                        uint64_t done = 0;
+                        for (const auto& [pid, stored] : stored_)
+                            done += stored.bytes;
+                        call.progress(&call, done, total);
+                    }};
+        CKPT_TRY(process->copied(found->second.deadline, watch));
+        CKPT_TRY(process->finish(host_, found->second.deadline));
+    }
+    return {};
+}
+
+// What goes on beside the memory of the processes: the way of the files to or from the disk.
+Result<void> Session::transfer(const ckptd_call& call) {
+    for (const auto& [pid, stored] : stored_)
+        if (purpose_ == CKPTD_CHECKPOINT && fdatasync(stored.file.get()) != 0)
+            return fail_errno(stored.name, "cannot be written");
+    for (const ScopedFd& file : to_read_)
+        read_ahead(file.get(), call.cancel_fd);
     return {};
 }
 
@@ -157,12 +270,30 @@ Result<void> Session::complete(Deadline deadline) {
     if (purpose_ == CKPTD_RESTORE)
         return {};
     CKPT_ASSIGN(const Answer after, devices(true, deadline));
-    DevicesImage image{processes_.size(), before_, after};
+    DevicesImage image{processes_.size(), before_, after, {}};
+    for (const auto& [pid, stored] : stored_)
+        image.storages.push_back(stored.name);
     ScopedFd file(host_.open_image(host_.context, kDevicesImage));
     if (!file)
         return fail_errno(kDevicesImage, "cannot be made");
     const std::string text = to_json(image);
     return write_all(file.get(), text.data(), text.size(), kDevicesImage);
+}
+
+Result<void> Session::check_storages(const WantedDevices& wanted, const Answer& here) {
+    if (!wanted.storages.empty() && here.offers_storage == 0)
+        return fail(ErrorKind::kUnsupported, "CUDA driver",
+                    fmt::format("is of CUDA {}, and takes device memory from nobody, as this image needs",
+                                version_text(here.value)),
+                    "install a driver of version 615 or newer, and set backend: driver-api");
+    for (const std::string& name : wanted.storages) {
+        ScopedFd file(host_.open_image(host_.context, name.c_str()));
+        if (!file)
+            return fail_errno(name, "cannot be read");
+        CKPT_TRY(read_storage_header(file.get(), name));
+        to_read_.push_back(std::move(file));
+    }
+    return {};
 }
 
 Result<void> Session::check_image(Deadline deadline) {
@@ -175,6 +306,7 @@ Result<void> Session::check_image(Deadline deadline) {
     CKPT_ASSIGN(const auto wanted, parse_devices(text));
     wanted_processes_ = wanted.processes;
     CKPT_ASSIGN(const Answer here, devices(true, deadline));
+    CKPT_TRY(check_storages(wanted, here));
     if (settings_.by_command)
         return {};  // the command does not tell which devices there are
     return check_devices(wanted.devices, here, settings_.device_map);
@@ -186,7 +318,47 @@ Result<void> Session::give_up_on(Process& process, Error why, Deadline deadline)
         (void)kill(process.pid(), SIGKILL);
     if (settings_.on_timeout != OnTimeout::kResume || purpose_ == CKPTD_RESTORE)
         return tl::unexpected(std::move(why));
-    return process.bring_back(&host_, settings_.device_map, deadline);
+    return bring_back(process, deadline);
+}
+
+// Of a checkpoint that goes on or failed: what was copied, even where the helper that did it is gone. Of a restore: the file
+// of the image, if there is one, for the devices that take the place of those it names.
+Result<Image> Session::image_of(pid_t pid) {
+    if (auto found = stored_.find(pid); found != stored_.end())
+        return Image{found->second.file.get(), found->second.regions};
+    if (purpose_ == CKPTD_CHECKPOINT)
+        return Image();
+    Stored stored;
+    CKPT_ASSIGN(stored.name, storage_name_of(pid));
+    stored.file.reset(host_.open_image(host_.context, stored.name.c_str()));
+    if (!stored.file)
+        return errno == ENOENT ? Result<Image>(Image()) : fail_errno(stored.name, "cannot be read");
+    CKPT_ASSIGN(stored.regions, read_storage_header(stored.file.get(), stored.name));
+    for (Region& region : stored.regions)
+        for (const GpuPair& pair : settings_.device_map)
+            if (region.uuid == pair.from) {
+                region.uuid = pair.to;
+                break;
+            }
+    Image image{stored.file.get(), stored.regions};
+    stored_[pid] = std::move(stored);
+    return image;
+}
+
+Result<void> Session::bring_back(Process& process, Deadline deadline) {
+    CKPT_ASSIGN(const Image image, image_of(process.pid()));
+    return process.bring_back(&host_, purpose_ == CKPTD_RESTORE ? settings_.device_map : std::vector<GpuPair>(), image,
+                              deadline);
+}
+
+// So that the second is copied while the first is.
+Result<void> Session::begin_restores(Deadline deadline) {
+    for (Process& process : processes_) {
+        CKPT_ASSIGN(const Image image, image_of(process.pid()));
+        if (image.fd >= 0)
+            CKPT_TRY(process.begin_restore(&host_, settings_.device_map, image, deadline));
+    }
+    return {};
 }
 
 Result<void> Session::resume(const std::vector<pid_t>& pids, Deadline deadline) {
@@ -195,19 +367,20 @@ Result<void> Session::resume(const std::vector<pid_t>& pids, Deadline deadline) 
         if (processes_.size() < wanted_processes_)
             return fail(ErrorKind::kSystem, "CUDA", fmt::format("the driver knows {} of the {} processes that used it",
                                                                 processes_.size(), wanted_processes_));
+        CKPT_TRY(begin_restores(std::min(deadline, Clock::now() + settings_.checkpoint_timeout)));
     }
     std::vector<Error> failures;
     for (auto process = processes_.rbegin(); process != processes_.rend(); ++process) {
         if (purpose_ == CKPTD_CHECKPOINT && !process->is_touched())
             continue;
-        auto back = process->bring_back(&host_, purpose_ == CKPTD_RESTORE ? settings_.device_map : std::vector<GpuPair>(),
-                                        std::min(deadline, Clock::now() + settings_.checkpoint_timeout));
+        auto back = bring_back(*process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout));
         if (!back && back.error().kind == ErrorKind::kTimeout)
             back = give_up_on(*process, std::move(back).error(), deadline);
         if (!back)
             failures.push_back(std::move(back).error());
-        else if (undo_.contains(process->pid()))
-            (void)host_.forget(host_.context, undo_[process->pid()]);
+        else
+            for (uint64_t id : undo_[process->pid()])
+                (void)host_.forget(host_.context, id);
     }
     if (failures.size() == 1)
         return tl::unexpected(std::move(failures.front()));
@@ -225,11 +398,16 @@ Result<void> Session::undo(const std::string& record, Deadline deadline) {
     if (!now || *now != start)
         return {};  // it has ended
     Settings settings;
-    settings.by_command = std::string_view(backend) == "command";
-    settings.command = record.substr(static_cast<size_t>(command_at));
+    const std::string rest = record.substr(static_cast<size_t>(command_at));
+    settings.by_command = std::string_view(backend) == kByCommand;
+    settings.command = rest;
     CKPT_ASSIGN(auto own, open_backend(settings));
     CKPT_ASSIGN(auto process, Process::find(*own, pid, soon(deadline)));
-    return process ? process->bring_back(nullptr, {}, deadline) : Result<void>();
+    // The helper has all that it copied; should it be gone, the file may yet be there, and whole.
+    ScopedFd file(std::string_view(backend) == kByStorage ? ::open(rest.c_str(), O_RDONLY | O_CLOEXEC) : -1);
+    auto regions = file ? read_storage_header(file.get(), rest) : std::vector<Region>();
+    const Image image = file && regions ? Image{file.get(), *regions} : Image();
+    return process ? process->bring_back(nullptr, {}, image, deadline) : Result<void>();
 }
 
 }  // namespace checkpointd::cuda

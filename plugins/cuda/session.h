@@ -7,12 +7,23 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/base/scoped_fd.h"
 #include "plugins/cuda/backend.h"
+#include "plugins/cuda/devices_image.h"
 #include "plugins/cuda/process.h"
 #include "plugins/cuda/settings.h"
 #include "plugins/plugin.h"
 
 namespace checkpointd::cuda {
+
+// One process's file of device memory.
+struct Stored {
+    std::string name;
+    ScopedFd file;
+    std::vector<Region> regions;
+    Backend::Deadline deadline;
+    uint64_t bytes = 0;  // copied
+};
 
 // The CUDA processes of one job. Members have the names of plugin.h's calls, and what stands there holds.
 class Session {
@@ -24,7 +35,8 @@ class Session {
 
     Result<bool> probe(const std::vector<pid_t>& pids, Deadline deadline);
     Result<void> quiesce(const std::vector<pid_t>& pids);
-    Result<void> prepare(const std::vector<pid_t>& pids, Deadline deadline);
+    Result<void> prepare(const ckptd_call& call, Deadline deadline);
+    Result<void> transfer(const ckptd_call& call);
     Result<void> complete(Deadline deadline);
     Result<void> resume(const std::vector<pid_t>& pids, Deadline deadline);
     // What a dead job told the journal.
@@ -38,7 +50,15 @@ class Session {
     Result<void> check_here(Deadline deadline);
     Result<void> check_host_memory(const Answer& devices) const;
     Result<void> check_image(Deadline deadline);
-    Result<void> write_down(const Process& process);
+    Result<void> check_storages(const WantedDevices& wanted, const Answer& here);
+    Result<void> write_down(const Process& process, const char* way, const std::string& rest);
+    Result<void> map(Process& process, Deadline deadline);
+    Result<void> take_off(Process& process, Deadline deadline);
+    Result<void> start_copy(Process& process, std::vector<Region> regions);
+    Result<void> finish_copies(const ckptd_call& call);
+    Result<Image> image_of(pid_t pid);
+    Result<void> begin_restores(Deadline deadline);
+    Result<void> bring_back(Process& process, Deadline deadline);
     Result<void> give_up_on(Process& process, Error why, Deadline deadline);
 
     const ckptd_host& host_;
@@ -46,7 +66,10 @@ class Session {
     Settings settings_;
     std::unique_ptr<Backend> backend_;
     std::vector<Process> processes_;
-    std::map<pid_t, uint64_t> undo_;
+    std::map<pid_t, std::vector<uint64_t>> undo_;
+    bool stores_ = false;  // device memory goes to files of the image, by us
+    std::map<pid_t, Stored> stored_;
+    std::vector<ScopedFd> to_read_;  // files of device memory, before the processes are there
     size_t wanted_processes_ = 0;  // of an image
     Answer before_;  // the devices, before a checkpoint took anything from them
 };

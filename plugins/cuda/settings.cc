@@ -9,7 +9,8 @@
 namespace checkpointd::cuda {
 
 const char* const kSettingNames[] = {"backend",    "command",      "lock-timeout", "checkpoint-timeout",
-                                     "on-timeout", "check-memory", "device-map",   nullptr};
+                                     "on-timeout", "check-memory", "device-map",   "storage",
+                                     nullptr};
 
 namespace {
 
@@ -41,6 +42,16 @@ Result<OnTimeout> parse_on_timeout(const char* name, const std::string& value) {
     if (value == "leave")
         return OnTimeout::kLeave;
     return wrong(name, value, "allowed: resume, kill, leave");
+}
+
+Result<StorageWanted> parse_storage(const char* name, const std::string& value) {
+    if (value == "auto")
+        return StorageWanted::kAuto;
+    if (value == "host")
+        return StorageWanted::kHost;
+    if (value == "custom")
+        return StorageWanted::kCustom;
+    return wrong(name, value, "allowed: auto, custom, host");
 }
 
 Result<std::vector<GpuPair>> parse_device_map(const char* name, const std::string& value) {
@@ -80,6 +91,7 @@ Result<Settings> Settings::read(const std::function<const char*(const char*)>& g
     take("on-timeout", settings.on_timeout, parse_on_timeout);
     take("check-memory", settings.checks_memory,
          [](const char* name, const std::string& value) { return choose(name, value, "yes", "no"); });
+    take("storage", settings.storage, parse_storage);
     take("device-map", settings.device_map, parse_device_map);
     if (errors.size() == 1)
         return tl::unexpected(std::move(errors.front()));

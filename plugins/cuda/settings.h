@@ -17,6 +17,8 @@ enum class OnTimeout {
     kLeave,   // as it is
 };
 
+enum class StorageWanted { kAuto, kHost, kCustom };
+
 // What the policy says under plugins.cuda.
 struct Settings {
     bool by_command = false;  // backend: command, else driver-api
@@ -25,6 +27,7 @@ struct Settings {
     std::chrono::milliseconds checkpoint_timeout{600000};  // of one process; also of its restore
     OnTimeout on_timeout = OnTimeout::kResume;
     bool checks_memory = true;
+    StorageWanted storage = StorageWanted::kAuto;
     std::vector<GpuPair> device_map;
 
     // `get` answers a setting's text, or null. All that is wrong comes back as one error.

@@ -10,6 +10,12 @@
 #include "plugins/host/plugin_call.h"
 
 namespace checkpointd {
+namespace {
+
+// Of some files of CRIU's plugins.
+constexpr std::string_view kCriuPrefix = "gpu-";
+
+}  // namespace
 
 int with_errno(int code) {
     if (code == 0)
@@ -81,7 +87,8 @@ const char* Plugins::Session::setting(const char* key) const {
 
 int Plugins::Session::open_image(const char* file) const {
     const std::string_view text = file;
-    if (!text.starts_with(name()) || text.find('/') != std::string_view::npos)
+    const bool is_its_own = text.starts_with(name()) || text.starts_with(kCriuPrefix);
+    if (!is_its_own || text.find('/') != std::string_view::npos)
         return with_errno(EINVAL);
     const int flags = purpose_ == CKPTD_CHECKPOINT ? O_RDWR | O_CREAT | O_EXCL : O_RDONLY;
     return openat(options_.image_dir_fd, file, flags | O_CLOEXEC | O_NOFOLLOW, 0600);

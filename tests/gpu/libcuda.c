@@ -9,9 +9,16 @@
  * /proc/PID/maps. A thread of the process does the work of a checkpoint and of a restore: while it stands still, these
  * calls hang, as with the real driver.
  *
+ * Storage of the caller's, since 13.4: the memory of the process's device is mapped where the checkpoint is made, under an
+ * address that only the copies here understand, and these are made when somebody waits for them. Until the operation is
+ * completed, which takes the thread of the process too, the process has its device. The memory that a restore hands
+ * out holds no zeros and nothing of what it held.
+ *
  * Faults: /dev/nvidia-memory/.faults has lines "CALL delay MS", "CALL fail CODE", "CALL fail-after CODE" (it was done
- * nevertheless), "CALL hang" (as long as the line is there); CALL is lock, checkpoint, restore or unlock. Devices:
- * /dev/nvidia-memory/.devices has a UUID (32 hex digits) and MiB per line; without it there is one with 1024 MiB.
+ * nevertheless), "CALL fail-once CODE" (and no fault is left), "CALL hang" (as long as the line is there, and so long there is
+ * /dev/nvidia-memory/.in-CALL); CALL is lock, checkpoint, restore, unlock, map, copy (a
+ * piece) or complete. Devices: /dev/nvidia-memory/.devices has a UUID (32 hex digits) and MiB per line; without it there is one
+ * with 1024 MiB. /dev/nvidia-memory/.version has the version; without it that is 13000.
  */
 #include <dirent.h>
 #include <dlfcn.h>
@@ -34,10 +41,11 @@
 #define MEMORY "/dev/nvidia-memory"
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
-       OPERATING_SYSTEM = 304, ILLEGAL_STATE = 401, TIMEOUT = 909 };
-enum { RUNNING, LOCKED, CHECKPOINTED, FAILED };
-enum { NOTHING, DO_CHECKPOINT, DO_RESTORE };
-enum { MAX_ALLOCATIONS = 64, MAX_DEVICES = 8 };
+       INVALID_CONTEXT = 201, OPERATING_SYSTEM = 304, ILLEGAL_STATE = 401, NOT_FOUND = 500, TIMEOUT = 909 };
+enum { RUNNING, LOCKED, CHECKPOINTED, FAILED, CHECKPOINTING, RESTORING };
+enum { NOTHING, DO_CHECKPOINT, DO_RESTORE, DO_SHOW, DO_LET_GO, DO_MAKE_ROOM, DO_TAKE_BACK };
+enum { MAX_ALLOCATIONS = 64, MAX_DEVICES = 8, MAX_OPERATIONS = 64, MAX_QUEUED = 64 };
+enum { STORAGE_VERSION = 13040 };
 
 static const uint64_t kMagic = 0x4144554345464146ull;
 static const uint64_t kFirstPointer = 0x7e0000000000ull;
@@ -130,8 +138,11 @@ EXPORT int cuInit(unsigned flags) {
 }
 
 EXPORT int cuDriverGetVersion(int *version) {
-    const char *text = getenv("FAKE_CUDA_VERSION");
-    *version = text != NULL ? atoi(text) : 13000;
+    FILE *text = fopen(MEMORY "/.version", "re");
+    if (text == NULL || fscanf(text, "%d", version) != 1)
+        *version = 13000;
+    if (text != NULL)
+        fclose(text);
     return SUCCESS;
 }
 
@@ -164,6 +175,7 @@ EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int device) {
 
 EXPORT int cuGetErrorName(int code, const char **name) {
     switch (code) {
+        case INVALID_CONTEXT: *name = "CUDA_ERROR_INVALID_CONTEXT"; break;
         case INVALID_VALUE: *name = "CUDA_ERROR_INVALID_VALUE"; break;
         case OUT_OF_MEMORY: *name = "CUDA_ERROR_OUT_OF_MEMORY"; break;
         case OPERATING_SYSTEM: *name = "CUDA_ERROR_OPERATING_SYSTEM"; break;
@@ -211,12 +223,61 @@ static int load(void) {
     for (struct allocation *a = own->allocations; a < own->allocations + MAX_ALLOCATIONS; ++a) {
         if (a->size == 0)
             continue;
+        if (a->saved == NULL) /* it was taken off by its own storage */
+            return INVALID_VALUE;
         if (pwrite(own->memory_fd, a->saved, a->size, (off_t)a->offset) != (ssize_t)a->size)
             return OUT_OF_MEMORY;
         munmap(a->saved, a->size);
+        a->saved = NULL;
     }
     own->state = LOCKED;
     return SUCCESS;
+}
+
+/* Somebody else copies what is there */
+
+static int show(void) {
+    own->state = CHECKPOINTING;
+    return SUCCESS;
+}
+
+static int let_go(void) {
+    detach();
+    own->state = CHECKPOINTED;
+    return SUCCESS;
+}
+
+static int make_room(void) {
+    for (struct allocation *a = own->allocations; a < own->allocations + MAX_ALLOCATIONS; ++a)
+        if (a->size != 0 && a->saved != NULL)
+            return INVALID_VALUE;
+    attach();
+    static unsigned char garbage[1 << 16];
+    memset(garbage, 0xa5, sizeof(garbage));
+    for (uint64_t at = 0; at < own->next; at += sizeof(garbage)) {
+        const size_t size = own->next - at < sizeof(garbage) ? own->next - at : sizeof(garbage);
+        if (pwrite(own->memory_fd, garbage, size, (off_t)at) != (ssize_t)size)
+            return OUT_OF_MEMORY;
+    }
+    own->state = RESTORING;
+    return SUCCESS;
+}
+
+static int take_back(void) {
+    own->state = LOCKED;
+    return SUCCESS;
+}
+
+static int obey(int command) {
+    switch (command) {
+        case DO_CHECKPOINT: return save();
+        case DO_RESTORE: return load();
+        case DO_SHOW: return show();
+        case DO_LET_GO: return let_go();
+        case DO_MAKE_ROOM: return make_room();
+        case DO_TAKE_BACK: return take_back();
+        default: return INVALID_VALUE;
+    }
 }
 
 static void *serve(void *unused) {
@@ -225,7 +286,7 @@ static void *serve(void *unused) {
     for (;; usleep(500)) {
         if (own->done == own->asked)
             continue;
-        own->result = own->command == DO_CHECKPOINT ? save() : load();
+        own->result = obey(own->command);
         own->done = own->asked;
     }
     return NULL;
@@ -255,22 +316,29 @@ EXPORT int cuCtxCreate_v2(void **context, unsigned flags, int device) {
     return own->magic == kMagic ? SUCCESS : start(device);
 }
 
-/* For asking what is free, as the plugin's helper does: that makes no process of interest. */
+/* Primary contexts, as the plugin's helper has them: they make no process of interest. */
 static _Thread_local int current_device = -1;
+static _Atomic int retained[MAX_DEVICES];
 
 EXPORT int cuDevicePrimaryCtxRetain(void **context, int device) {
     *context = (void *)(intptr_t)(device + 1);
+    ++retained[device];
     return SUCCESS;
 }
 
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
-    (void)device;
+    --retained[device];
     return SUCCESS;
 }
 
 EXPORT int cuCtxSetCurrent(void *context) {
     current_device = (int)(intptr_t)context - 1;
     return SUCCESS;
+}
+
+EXPORT int cuCtxGetDevice(int *device) {
+    *device = current_device;
+    return current_device >= 0 ? SUCCESS : INVALID_CONTEXT;
 }
 
 EXPORT int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
@@ -357,6 +425,22 @@ EXPORT int fakeLaunchIncrement(uint64_t numbers, size_t count, unsigned usec) {
 
 /* The side of who checkpoints */
 
+struct storage_info {
+    void *operation;
+    struct storage_region {
+        uint64_t pointer;
+        size_t size;
+        void *stream;
+    } *regions;
+    uint32_t count;
+};
+
+static int has_storage(void) {
+    int version = 0;
+    cuDriverGetVersion(&version);
+    return version >= STORAGE_VERSION;
+}
+
 struct remote {
     int pid;
     uint64_t address; /* of its fake_cuda_process */
@@ -415,9 +499,18 @@ static int fault(const char *call, const char *kind) {
 }
 
 static int before(const char *call) {
+    char in[64];
     usleep((unsigned)fault(call, "delay") * 1000);
-    while (fault(call, "hang"))
-        usleep(1000);
+    if (fault(call, "hang")) {
+        snprintf(in, sizeof(in), MEMORY "/.in-%s", call);
+        close(open(in, O_CREAT | O_CLOEXEC, 0644));
+        while (fault(call, "hang"))
+            usleep(1000);
+        unlink(in);
+    }
+    const int once = fault(call, "fail-once");
+    if (once != 0 && unlink(MEMORY "/.faults") == 0)
+        return once;
     return fault(call, "fail");
 }
 
@@ -477,14 +570,17 @@ static int have_done(struct remote *remote, int command) {
     return OPERATING_SYSTEM;
 }
 
-EXPORT int cuCheckpointProcessCheckpoint(int pid, void *args) {
-    (void)args;
+static int begin_storage(struct remote *remote, int command, struct storage_info **out);
+
+EXPORT int cuCheckpointProcessCheckpoint(int pid, struct storage_info ***args) {
     struct remote remote;
     int code = find_in_state(pid, LOCKED, &remote);
     if (code != SUCCESS)
         return code;
     if ((code = before("checkpoint")) != SUCCESS)
         return code;
+    if (has_storage() && args[0] != NULL)
+        return after("checkpoint", begin_storage(&remote, DO_SHOW, args[0]));
     return after("checkpoint", have_done(&remote, DO_CHECKPOINT));
 }
 
@@ -492,7 +588,8 @@ struct restore_args {
     struct {
         unsigned char from[16], to[16];
     } *pairs;
-    uint32_t count;
+    uint32_t count, reserved;
+    struct storage_info **storage_out;
 };
 
 /* 0, or what is wrong with the map. */
@@ -526,6 +623,8 @@ EXPORT int cuCheckpointProcessRestore(int pid, const struct restore_args *args) 
             SET(&remote, state, FAILED);
         return code;
     }
+    if (has_storage() && args->storage_out != NULL)
+        return after("restore", begin_storage(&remote, DO_MAKE_ROOM, args->storage_out));
     return after("restore", have_done(&remote, DO_RESTORE));
 }
 
@@ -539,4 +638,232 @@ EXPORT int cuCheckpointProcessUnlock(int pid, const void *args) {
         return code;
     SET(&remote, gate, 0);
     return SET(&remote, state, RUNNING) == 0 ? after("unlock", SUCCESS) : OPERATING_SYSTEM;
+}
+
+/* Storage of the caller's */
+
+static const uint64_t kFirstMapping = 0x7d0000000000ull;
+static const uint64_t kMappingSpan = 1ull << 36;
+
+struct queued {
+    void *to;
+    const void *from;
+    size_t size;
+};
+
+struct stream {
+    int device;
+    int count;
+    pthread_mutex_t mutex;
+    struct queued queue[MAX_QUEUED];
+};
+
+struct event {
+    struct stream *stream;
+};
+
+static struct operation {
+    int is_open;
+    struct remote remote;
+    int is_restore;
+    char *memory;
+    struct storage_region region;
+    struct storage_info info;
+    struct stream stream;
+} operations[MAX_OPERATIONS];
+
+static pthread_mutex_t operations_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* What the driver asks for before it maps anything: a primary context of every device. */
+static int has_contexts(void) {
+    struct device devices[MAX_DEVICES];
+    for (int i = 0, count = read_devices(devices); i < count; ++i)
+        if (retained[i] <= 0)
+            return 0;
+    return 1;
+}
+
+static int map_memory(struct operation *operation) {
+    char path[96];
+    struct stat about;
+    snprintf(path, sizeof(path), MEMORY "/%d-%s", operation->remote.pid, operation->remote.state.uuid);
+    const int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return OPERATING_SYSTEM;
+    operation->memory = fstat(fd, &about) == 0 && about.st_size > 0
+                            ? mmap(NULL, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    close(fd);
+    operation->region.size = (size_t)about.st_size;
+    return operation->memory == MAP_FAILED ? OPERATING_SYSTEM : SUCCESS;
+}
+
+static struct operation *new_operation(void) {
+    struct operation *found = NULL;
+    pthread_mutex_lock(&operations_lock);
+    for (int i = 0; found == NULL && i < MAX_OPERATIONS; ++i)
+        if (!operations[i].is_open)
+            found = &operations[i];
+    if (found != NULL) {
+        memset(found, 0, sizeof(*found));
+        found->is_open = 1;
+    }
+    pthread_mutex_unlock(&operations_lock);
+    return found;
+}
+
+static int begin_storage(struct remote *remote, int command, struct storage_info **out) {
+    int code = before("map");
+    if (code != SUCCESS)
+        return code;
+    if (!has_contexts())
+        return INVALID_CONTEXT;
+    struct operation *operation = new_operation();
+    if (operation == NULL)
+        return OUT_OF_MEMORY;
+    operation->remote = *remote;
+    operation->is_restore = command == DO_MAKE_ROOM;
+    code = have_done(remote, command);
+    if (code == SUCCESS)
+        code = look(&operation->remote) == 0 ? map_memory(operation) : OPERATING_SYSTEM;
+    if (code != SUCCESS) {
+        operation->is_open = 0;
+        return code;
+    }
+    pthread_mutex_init(&operation->stream.mutex, NULL);
+    operation->stream.device = find_device(operation->remote.state.uuid);
+    operation->region.pointer = kFirstMapping + (uint64_t)(operation - operations) * kMappingSpan;
+    operation->region.stream = &operation->stream;
+    operation->info = (struct storage_info){operation, &operation->region, 1};
+    *out = &operation->info;
+    return SUCCESS;
+}
+
+EXPORT int cuCheckpointOperationComplete(struct operation *operation) {
+    if (operation < operations || operation >= operations + MAX_OPERATIONS || !operation->is_open)
+        return INVALID_VALUE;
+    int code = before("complete");
+    if (code != SUCCESS)
+        return code;
+    if (operation->memory != NULL)
+        munmap(operation->memory, operation->region.size);
+    operation->memory = NULL;
+    code = have_done(&operation->remote, operation->is_restore ? DO_TAKE_BACK : DO_LET_GO);
+    if (code == SUCCESS)
+        operation->is_open = 0;
+    return after("complete", code);
+}
+
+/* `pointer` of a mapping here, or NULL. */
+static char *mapped(uint64_t pointer, size_t size) {
+    const uint64_t index = (pointer - kFirstMapping) / kMappingSpan, offset = (pointer - kFirstMapping) % kMappingSpan;
+    if (pointer < kFirstMapping || index >= MAX_OPERATIONS || operations[index].memory == NULL ||
+        offset + size > operations[index].region.size)
+        return NULL;
+    return operations[index].memory + offset;
+}
+
+static int run_queue(struct stream *stream) {
+    int code = SUCCESS;
+    pthread_mutex_lock(&stream->mutex);
+    for (int i = 0; i < stream->count && code == SUCCESS; ++i)
+        if ((code = before("copy")) == SUCCESS)
+            memcpy(stream->queue[i].to, stream->queue[i].from, stream->queue[i].size);
+    stream->count = 0;
+    pthread_mutex_unlock(&stream->mutex);
+    return code;
+}
+
+static int enqueue(struct stream *stream, void *to, const void *from, size_t size) {
+    if (to == NULL || from == NULL)
+        return INVALID_VALUE;
+    if (current_device != stream->device)
+        return INVALID_CONTEXT;
+    pthread_mutex_lock(&stream->mutex);
+    const int good = stream->count < MAX_QUEUED;
+    if (good)
+        stream->queue[stream->count++] = (struct queued){to, from, size};
+    pthread_mutex_unlock(&stream->mutex);
+    return good ? SUCCESS : OUT_OF_MEMORY;
+}
+
+/* Under their plain names these have an ABI of long ago. */
+EXPORT int cuMemcpyDtoHAsync(void) { return INVALID_CONTEXT; }
+EXPORT int cuMemcpyHtoDAsync(void) { return INVALID_CONTEXT; }
+
+EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, void *stream) {
+    return enqueue(stream, to, mapped(from, size), size);
+}
+
+EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, void *stream) {
+    return enqueue(stream, mapped(to, size), from, size);
+}
+
+EXPORT int cuStreamCreate(struct stream **stream, unsigned flags) {
+    (void)flags;
+    if (current_device < 0)
+        return INVALID_CONTEXT;
+    *stream = calloc(1, sizeof(**stream));
+    (*stream)->device = current_device;
+    pthread_mutex_init(&(*stream)->mutex, NULL);
+    return SUCCESS;
+}
+
+EXPORT int cuStreamDestroy_v2(struct stream *stream) {
+    free(stream);
+    return SUCCESS;
+}
+
+EXPORT int cuStreamSynchronize(struct stream *stream) { return run_queue(stream); }
+
+EXPORT int cuStreamGetCtx_v2(struct stream *stream, void **context, void **green) {
+    *green = NULL;
+    *context = (void *)(intptr_t)(stream->device + 1);
+    return SUCCESS;
+}
+
+EXPORT int cuEventCreate(struct event **event, unsigned flags) {
+    (void)flags;
+    *event = calloc(1, sizeof(**event));
+    return SUCCESS;
+}
+
+EXPORT int cuEventDestroy_v2(struct event *event) {
+    free(event);
+    return SUCCESS;
+}
+
+EXPORT int cuEventRecord(struct event *event, struct stream *stream) {
+    event->stream = stream;
+    return SUCCESS;
+}
+
+EXPORT int cuEventSynchronize(struct event *event) { return event->stream != NULL ? run_queue(event->stream) : SUCCESS; }
+
+EXPORT int cuMemHostAlloc(void **memory, size_t size, unsigned flags) {
+    (void)flags;
+    return posix_memalign(memory, 4096, size) == 0 ? SUCCESS : OUT_OF_MEMORY;
+}
+
+EXPORT int cuMemFreeHost(void *memory) {
+    free(memory);
+    return SUCCESS;
+}
+
+/* The newest version of a function that there is. */
+EXPORT int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status) {
+    char newest[80];
+    (void)flags;
+    snprintf(newest, sizeof(newest), "%s_v2", name);
+    *function = NULL;
+    *status = 1;
+    if (version >= STORAGE_VERSION && !has_storage())
+        return INVALID_VALUE;
+    Dl_info info;
+    void *library = dladdr(own, &info) != 0 ? dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD) : NULL;
+    if (library == NULL)
+        return NOT_FOUND;
+    if ((*function = dlsym(library, newest)) == NULL)
+        *function = dlsym(library, name);
+    *status = *function != NULL ? 0 : 1;
+    return *function != NULL ? SUCCESS : NOT_FOUND;
 }

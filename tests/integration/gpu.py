@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Units that compute on a GPU go to disk and come back, and are never left locked. The driver is an emulation."""
 import harness
-from gpu_units import FIRST, HOME, MEMORY, OTHER, have_devices, have_faults, policy, program, uuid
+from gpu_units import FIRST, HOME, MEMORY, OTHER, have_devices, have_driver, have_faults, policy, program, uuid
 from harness import case, check, check_equal, check_in, wait_for
 
 @case
@@ -155,6 +155,222 @@ def on_another_device(t):
     unit.check_counts("back again", since)
     unit.host.sh(f"rm {MEMORY}/.devices")
     unit.start()
+
+
+STORAGE, BEFORE_STORAGE = 13040, 13000
+
+
+def storage_files(unit):
+    """Files of device memory in the images of the unit, and their sizes."""
+    out = unit.host.sh(f"find /var/lib/checkpointd -name 'gpu-cs-*.img' -printf '%f %s\\n'").out
+    return {name: int(size) for name, size in (line.split() for line in out.splitlines())}
+
+
+def forget_images(unit):
+    unit.host.sh(f"rm -rf /var/lib/checkpointd/{unit.unit}/*")
+
+
+@case
+def device_memory_goes_to_files(t):
+    """A driver of CUDA 13.4 hands device memory to us: it is in files of its own, and not in the processes."""
+    unit = program(t)
+    unit.crctl("checkpoint")
+    unit.crctl("restore")  # of a driver that is older
+    forget_images(unit)
+    have_driver(unit.host, STORAGE)
+    since = unit.check_counts("another driver")
+    unit.crctl("checkpoint")
+    unit.check_down("checkpoint")
+    check_equal(sorted(storage_files(unit)), sorted(f"gpu-cs-{process[3]}.img" for process in since), "their files")
+    check(all(size >= 8 << 20 for size in storage_files(unit).values()), "their sizes", storage_files(unit))
+    pages = unit.host.sh("du -cb $(find /var/lib/checkpointd -name 'pages-*.img') | tail -1").out.split()[0]
+    check(int(pages) < 24 << 20, "what is in the images of ordinary memory: the programs' own copies", pages)
+    have_driver(unit.host, BEFORE_STORAGE)
+    check_in("takes device memory from nobody", unit.refuse("restore"), "a driver that is too old")
+    have_driver(unit.host, STORAGE)
+    unit.crctl("restore")
+    unit.check_counts("restored", since)
+    unit.crctl("checkpoint", "--mode", "snapshot")
+    unit.check_counts("snapshot", since)
+    unit.crctl("checkpoint", "--mode", "suspend")
+    unit.crctl("restore")
+    unit.check_counts("resumed", since)
+    policy(unit.host, storage="host")
+    forget_images(unit)
+    unit.crctl("checkpoint", "--mode", "snapshot")
+    check_equal(storage_files(unit), {}, "files of device memory where the policy wants none")
+    policy(unit.host, enabled="yes")
+
+
+@case
+def storage_after_a_reboot_on_another_device(t):
+    unit = program(t)
+    have_driver(unit.host, STORAGE)
+    since = unit.look()
+    unit.crctl("checkpoint")
+    unit.host.reboot()
+    have_devices(unit.host, OTHER)
+    have_driver(unit.host, STORAGE)
+    unit.host.sh("mkdir -p /run/checkpointd; touch /run/checkpointd/allow-faults")
+    check_in(f"{uuid(FIRST)}: is not here", unit.refuse("restore"), "the device that is missing")
+    policy(unit.host, device_map=f"{uuid(FIRST)}={uuid(OTHER)}")
+    unit.crctl("restore")
+    unit.check_counts("on another device", since)
+    policy(unit.host, enabled="yes")
+    unit.host.sh(f"rm {MEMORY}/.devices")
+    unit.start()
+
+
+@case
+def whatever_becomes_of_a_copy(t):
+    """Nothing takes back that device memory was mapped: what goes wrong from there on, the program goes on with its numbers."""
+    unit = program(t)
+    have_driver(unit.host, STORAGE)
+    policy(unit.host, storage="custom", checkpoint_timeout="500ms")
+    for fault in ("checkpoint fail 304", "checkpoint delay 800", "copy fail-once 700", "copy delay 300",
+                  "complete fail-once 999", "complete delay 800"):
+        have_faults(unit.host, fault)
+        since = unit.look()
+        unit.refuse("checkpoint", *(["--mode", "snapshot"] if "once" in fault else []))
+        have_faults(unit.host)
+        unit.check_counts(fault, since)
+        unit.check_no_trace(fault)
+    for fault in ("checkpoint fail-after 999", "complete fail-after 999", "restore fail-after 1"):
+        have_faults(unit.host, fault)
+        since = unit.look()
+        unit.crctl("checkpoint", "--mode", "snapshot")
+        unit.check_counts(fault, since)
+        unit.check_no_trace(fault)
+    have_faults(unit.host, "map fail 304")
+    policy(unit.host, storage="auto")
+    unit.crctl("checkpoint", "--mode", "snapshot")  # the old way is left
+    unit.check_counts("the old way")
+    have_faults(unit.host)
+    policy(unit.host, enabled="yes")
+
+
+def crash(unit, verb, call, whom="all"):
+    """The worker is killed while the driver is in `call`, and that goes on."""
+    have_faults(unit.host, f"{call} hang")
+    unit.host.sh(f"systemd-run -q -u verb -- crctl {verb} {unit.unit}")
+    wait_for(lambda: unit.host.exists(f"{MEMORY}/.in-{call}"), f"the driver is in {call}", 30)
+    unit.host.sh(f"systemctl kill --kill-whom={whom} -s KILL 'checkpointd-job-*'")
+    have_faults(unit.host)
+    wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] != "active", f"{verb} has failed", 30)
+    unit.host.sh("systemctl reset-failed verb.service")
+
+
+@case
+def a_dead_worker_leaves_nothing_mapped(t):
+    unit = program(t)
+    have_driver(unit.host, STORAGE)
+    policy(unit.host, storage="custom")
+    for call in ("lock", "checkpoint", "copy", "complete"):
+        since = unit.look()
+        crash(unit, "checkpoint --mode snapshot", call)
+        unit.check_counts(f"killed in {call}", since)
+        unit.check_no_trace(f"killed in {call}")
+    for step in ("checkpoint.collect", "checkpoint.memory"):
+        for action in ("kill", "fail"):
+            since = unit.look()
+            unit.refuse("checkpoint", "--x-fault", f"step={step},action={action}")
+            unit.check_counts(f"{step} {action}", since)
+            unit.check_no_trace(f"{step} {action}")
+    for call in ("restore", "copy", "complete"):
+        unit.crctl("checkpoint")
+        crash(unit, "restore", call)
+        wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", "the unit is down again", 30)
+        unit.check_no_trace(f"a restore killed in {call}")
+        unit.host.sh(f"rm -f {MEMORY}/[0-9]*")  # what the real driver does for a process that has ended
+        unit.crctl("restore")
+        since = unit.check_counts("restored after all", since)
+    policy(unit.host, enabled="yes")
+
+
+@case
+def a_restore_of_storage_that_fails(t):
+    unit = program(t)
+    have_driver(unit.host, STORAGE)
+    since = unit.look()
+    unit.crctl("checkpoint")
+    for fault, told in (("restore fail 2", "OUT_OF_MEMORY"), ("copy fail 700", "(700)"), ("complete fail 999", "(999)")):
+        have_faults(unit.host, fault)
+        check_in(told, unit.refuse("restore"), fault)
+        have_faults(unit.host)
+        unit.host.sh(f"rm -f {MEMORY}/[0-9]*")
+        wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{fault}: inactive", 30)
+        unit.check_no_trace(fault)
+    unit.crctl("restore")
+    unit.check_counts("restored in the end", since)
+
+
+@case
+def where_the_disk_is_full(t):
+    """What was copied already is on the disk, what did not fit there goes to memory of the helper, and from both back."""
+    unit = program(t)
+    have_driver(unit.host, STORAGE)
+    since = unit.look()
+    forget_images(unit)
+    images = f"/var/lib/checkpointd/{unit.unit}"
+    unit.host.sh(f"mount -t tmpfs -o mode=700,size=5m tmpfs {images}")
+    check_in("No space left", unit.refuse("checkpoint"), "a full disk")
+    unit.check_counts("a full disk", since)
+    unit.check_no_trace("a full disk")
+    unit.host.sh(f"umount {images}")
+
+
+@case
+def a_dead_helper_after_the_copy(t):
+    """From then on the file of the image alone has the numbers."""
+    unit = program(t)
+    have_driver(unit.host, STORAGE)
+    since = unit.look()
+    unit.host.sh(f"systemd-run -q -u verb -- crctl checkpoint {unit.unit} --x-fault step=checkpoint.collect,action=hang")
+    wait_for(lambda: unit.device_files() == [], "their device memory is copied", 30)
+    unit.host.sh("systemctl kill -s KILL checkpointd-cuda.service; systemctl kill -s KILL 'checkpointd-job-*'")
+    wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] != "active", "the job has failed", 30)
+    unit.host.sh("systemctl reset-failed verb.service")
+    unit.check_counts("without a helper", since)
+    unit.check_no_trace("without a helper")
+
+
+# Asks the helper what the plugin does, and leaves in the middle: plugins/cuda/message.h.
+LEAVES = """import os, socket, struct, subprocess, sys
+LOCK, MAP, COPY, WAIT = 4, 8, 10, 11
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+helper = subprocess.Popen(["/usr/libexec/checkpointd/checkpointd-cuda", "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+theirs.close()
+def ask(operation, pid):
+    ours.send(struct.pack("<IIiII1024xI1024x", 2, operation, pid, 5000, 0, 0))
+    return struct.unpack_from("<Iii", ours.recv(8192))[1]
+for pid in map(int, sys.argv[1:]):
+    print([ask(operation, pid) for operation in (LOCK, MAP, COPY, WAIT)])
+ours.close()
+sys.exit(helper.wait())
+"""
+
+
+@case
+def a_helper_of_its_own(t):
+    """Without checkpointd-cuda.socket there is one per job, which would die with it: device memory goes to files only
+    where the policy says so. Left alone in the middle it brings back what it has."""
+    unit = program(t)
+    have_driver(unit.host, STORAGE)
+    unit.host.sh(f"systemctl stop checkpointd-cuda.socket; systemctl set-environment LD_LIBRARY_PATH={HOME}")
+    for storage, files in (("auto", 0), ("custom", 2)):
+        policy(unit.host, storage=storage)
+        forget_images(unit)
+        since = unit.look()
+        unit.crctl("checkpoint")
+        check_equal(len(storage_files(unit)), files, f"files of device memory, storage: {storage}")
+        unit.crctl("restore")
+        unit.check_counts(f"storage: {storage}", since)
+    pids = [str(process[3]) for process in since]
+    told = unit.host.run("env", f"LD_LIBRARY_PATH={HOME}", "python3", "-c", LEAVES, *pids)
+    check_equal(told.out.splitlines(), ["[0, 0, 0, 0]"] * 2, "what the driver answered")
+    unit.check_counts("left alone", since)
+    unit.host.sh("systemctl unset-environment LD_LIBRARY_PATH; systemctl start checkpointd-cuda.socket")
+    policy(unit.host, enabled="yes")
 
 
 @case

@@ -94,6 +94,12 @@ def have_devices(host, *devices):
         host.write(f"{MEMORY}/.devices", "".join(f"{digits} 1024\n" for digits in devices))
 
 
+def have_driver(host, version):
+    """The next call finds another driver: programs that run do not notice."""
+    host.write(f"{MEMORY}/.version", f"{version}\n")
+    host.sh("systemctl stop checkpointd-cuda.service")
+
+
 def have_faults(host, *lines):
     host.write(f"{MEMORY}/.faults", "".join(f"{line}\n" for line in lines))
 
