@@ -102,7 +102,7 @@ Answer translate(const Request& request, int status, const std::string& output) 
 }  // namespace
 
 Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline, int) {
-    if (request.operation >= Operation::kMapCheckpoint) {
+    if (request.operation >= Operation::kMapCheckpoint || request.operation == Operation::kUsage) {
         Answer none;
         none.code = kNotSupported;
         return none;

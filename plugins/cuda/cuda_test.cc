@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <fcntl.h>
+#include <filesystem>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <map>
@@ -8,6 +9,7 @@
 
 #include "plugins/cuda/device_store.h"
 #include "plugins/cuda/devices_image.h"
+#include "plugins/cuda/preflight.h"
 #include "plugins/cuda/settings.h"
 #include "plugins/cuda/storage_image.h"
 
@@ -101,6 +103,27 @@ TEST(CudaDevices, WhatIsMissingIsNamed) {
     EXPECT_FALSE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}})) << "5 GiB are free there";
     here.devices[1].free_bytes = 30ull << 30;
     EXPECT_TRUE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}));
+}
+
+TEST(CudaPreflight, InstancesAreNamedByDevice) {
+    char folder[] = "/tmp/cuda-test-XXXXXX";
+    ASSERT_NE(mkdtemp(folder), nullptr);
+    const std::filesystem::path top(folder);
+    for (const char* path : {"gpu0/mig", "gpu1/mig/gi3", "mig"})
+        std::filesystem::create_directories(top / path);
+    const auto blockers = find_instances(top);
+    std::filesystem::remove_all(top);
+    ASSERT_EQ(blockers.size(), 1u);
+    EXPECT_THAT(blockers[0].line(), HasSubstr("gpu1: is divided into instances"));
+    EXPECT_TRUE(find_instances(top).empty()) << "no driver";
+}
+
+TEST(CudaPreflight, OfStagingAllThatCanBeTakenCounts) {
+    EXPECT_TRUE(check_staging({{getpid(), 1 << 20}}, 1 << 20).empty());
+    EXPECT_TRUE(check_staging({{getpid(), uint64_t{1} << 60}}, 1 << 20).empty()) << "no more than the devices hold";
+    const auto blockers = check_staging({{getpid(), uint64_t{1} << 60}}, uint64_t{1} << 60);
+    ASSERT_FALSE(blockers.empty());
+    EXPECT_THAT(blockers[0].line(), HasSubstr("host memory: has"));
 }
 
 std::vector<Region> two_regions() {

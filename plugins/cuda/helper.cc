@@ -25,6 +25,7 @@
 #include "core/base/scoped_fd.h"
 #include "plugins/cuda/driver.h"
 #include "plugins/cuda/held_storage.h"
+#include "plugins/cuda/nvml.h"
 #include "plugins/cuda/process.h"
 
 namespace checkpointd::cuda {
@@ -81,6 +82,14 @@ Answer refusal(const Error& error) {
     return answer;
 }
 
+Answer usage_of(pid_t pid) {
+    Answer answer;
+    const auto bytes = device_memory_of(pid);
+    answer.code = bytes ? kSuccess : kNotSupported;
+    answer.bytes = bytes.value_or(0);
+    return answer;
+}
+
 Answer Desk::serve(const Request& request, ScopedFd file) {
     if (!driver_)
         return refusal(driver_.error());
@@ -89,6 +98,8 @@ Answer Desk::serve(const Request& request, ScopedFd file) {
         answer.code = kInvalidValue;
         return answer;
     }
+    if (request.operation == Operation::kUsage)
+        return usage_of(request.pid);
     if (request.operation < Operation::kState)
         return driver_->serve(request);
     const auto turn = turn_of(request.pid);

@@ -19,6 +19,7 @@ enum class Operation : uint32_t {
     kHello,
     kMemory,
     kThread,
+    kUsage,  // bytes: of device memory that the process has; kNotSupported where nobody tells
     kState,
     kLock,
     kCheckpoint,
@@ -78,7 +79,7 @@ struct Answer {
     int32_t errno_code = 0;
     uint32_t device_count = 0;  // kHello, kMemory, kMap...
     uint32_t offers_storage = 0;  // kHello, kMemory: kMap... can be asked for
-    uint64_t bytes = 0;         // kWait: copied so far
+    uint64_t bytes = 0;         // kWait: copied so far; kUsage
     Device devices[kMaxDevices] = {};
     char text[128] = {};  // the driver's name of the code
 };

@@ -84,6 +84,23 @@ Result<ProcessState> Process::state(Deadline deadline) const {
     return static_cast<ProcessState>(answer.value);
 }
 
+Result<std::optional<uint64_t>> Process::device_memory(Deadline deadline) const {
+    CKPT_ASSIGN(const Answer answer, backend_->ask(request_for(Operation::kUsage, pid_), deadline));
+    return answer.code == kSuccess ? std::optional(answer.bytes) : std::nullopt;
+}
+
+// Where the driver says no and nothing seen from outside said it before.
+static const char* remedy_for(Operation operation) {
+    switch (operation) {
+        case Operation::kLock: return "let its work on the device end, or raise plugins.cuda.lock-timeout";
+        case Operation::kCheckpoint:
+        case Operation::kMapCheckpoint:
+            return "it may use what this driver cannot checkpoint: managed memory (UVM), memory shared between processes "
+                   "(IPC; driver 610 and cuda-checkpoint --launch-job), MPS, MIG";
+        default: return "";
+    }
+}
+
 Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t timeout_ms,
                            const std::vector<GpuPair>& pairs, Deadline deadline) {
     Request request = request_for(operation, pid_);
@@ -102,7 +119,7 @@ Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t ti
     const bool is_late = answer.code == kTimeout || (operation == Operation::kLock && answer.code != kSuccess);
     return fail(is_late ? ErrorKind::kTimeout : ErrorKind::kSystem, object_of(pid_),
                 fmt::format("the driver did not {} it: {}; it is {}", name_of(operation), said(answer), name_of(now)),
-                operation == Operation::kLock ? "let its work on the device end, or raise plugins.cuda.lock-timeout" : "");
+                remedy_for(operation));
 }
 
 Result<void> Process::lock(milliseconds timeout) {

@@ -37,6 +37,9 @@ class Process {
     pid_t pid() const { return pid_; }
     Result<ProcessState> state(Deadline deadline) const;
 
+    // Bytes that it has on devices; none where nobody tells.
+    Result<std::optional<uint64_t>> device_memory(Deadline deadline) const;
+
     // Running to locked: what it submits from here on waits.
     Result<void> lock(std::chrono::milliseconds timeout);
     // Locked to checkpointed. The driver works in a thread of the process, which alone of all may run meanwhile.

@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <csignal>
 #include <fcntl.h>
-#include <filesystem>
 #include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -15,6 +14,7 @@
 #include "core/kernel/room.h"
 #include "core/transaction/undo_kinds.h"
 #include "plugins/cuda/devices_image.h"
+#include "plugins/cuda/preflight.h"
 #include "plugins/cuda/storage_image.h"
 
 namespace checkpointd::cuda {
@@ -23,7 +23,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kControlDevice = "/dev/nvidiactl";
-constexpr const char* kCapabilities = "/proc/driver/nvidia/capabilities";
 // For calls that ask, and for loading the driver, which takes seconds.
 constexpr std::chrono::seconds kAskTime{60};
 
@@ -33,24 +32,21 @@ bool may_use_cuda(pid_t pid) {
     return maps && maps->find("libcuda.so") != std::string::npos;
 }
 
-// MIG instances have a folder each: capabilities/gpuN/mig/giM.
-bool has_instances() {
-    std::error_code error;
-    for (const auto& gpu : std::filesystem::directory_iterator(kCapabilities, error)) {
-        std::error_code none;
-        for (const auto& entry : std::filesystem::directory_iterator(gpu.path() / "mig", none))
-            if (entry.path().filename().string().starts_with("gi"))
-                return true;
-    }
-    return false;
-}
-
 // How a dead job is undone.
 constexpr const char* kByCommand = "command";
 constexpr const char* kByDriver = "api";
 constexpr const char* kByStorage = "storage";
 
 std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
+
+std::string here_text(const Answer& devices) {
+    return fmt::format("is of CUDA {} and has {} device{}", version_text(devices.value), devices.device_count,
+                       devices.device_count == 1 ? "" : "s");
+}
+
+void append(std::vector<Error>& to, std::vector<Error> more) {
+    std::move(more.begin(), more.end(), std::back_inserter(to));
+}
 
 // By the PID that it has for itself, as in all of an image.
 Result<std::string> storage_name_of(pid_t pid) {
@@ -112,46 +108,62 @@ Result<bool> Session::find_processes(const std::vector<pid_t>& pids, Deadline de
     return !processes_.empty();
 }
 
-// What the driver copies goes to memory of the processes first.
-Result<void> Session::check_host_memory(const Answer& devices) const {
+// What the driver copies goes to memory of the processes first. Of a process of which nobody tells what it has, it may be
+// all that is taken.
+Result<std::vector<Error>> Session::check_host_memory(Deadline deadline) {
     uint64_t used = 0;
-    for (uint32_t i = 0; i < devices.device_count; ++i)
-        used += devices.devices[i].total_bytes - devices.devices[i].free_bytes;
-    const uint64_t available = available_memory().value_or(UINT64_MAX);
-    if (!settings_.checks_memory || used <= available)
-        return {};
-    return fail(ErrorKind::kConflict, "host memory",
-                fmt::format("has {} MiB left, and the devices hold up to {} MiB that must go there", available >> 20,
-                            used >> 20),
-                "free memory, or set plugins: {cuda: {check-memory: no}} where most of it is of other units");
+    for (uint32_t i = 0; i < before_.device_count; ++i)
+        used += before_.devices[i].total_bytes - before_.devices[i].free_bytes;
+    std::vector<Staging> processes;
+    for (const Process& process : processes_) {
+        CKPT_ASSIGN(const auto bytes, process.device_memory(soon(deadline)));
+        processes.push_back({process.pid(), bytes.value_or(used)});
+    }
+    return settings_.checks_memory ? check_staging(processes, used) : std::vector<Error>();
 }
 
-Result<void> Session::check_here(Deadline deadline) {
+Result<std::vector<Error>> Session::check_processes(Deadline deadline) {
     std::vector<Error> blockers;
-    if (has_instances())
-        blockers.push_back({ErrorKind::kUnsupported, "CUDA device", "is divided into instances (MIG)",
-                            "the driver cannot checkpoint what runs in them", 0, {}});
-    CKPT_ASSIGN(before_, devices(true, deadline));
-    // A helper that dies with us would take what it has mapped along.
-    const bool wants_storage = settings_.storage == StorageWanted::kCustom ||
-                               (settings_.storage == StorageWanted::kAuto && backend_->outlives_us());
-    stores_ = wants_storage && before_.offers_storage != 0;
-    if (settings_.storage == StorageWanted::kCustom && !stores_)
-        blockers.push_back({ErrorKind::kUnsupported, "CUDA driver",
-                            fmt::format("is of CUDA {}, and gives device memory to nobody", version_text(before_.value)),
-                            "install a driver of version 615 or newer, or set plugins: {cuda: {storage: auto}}", 0, {}});
-    if (auto room = stores_ ? Result<void>() : check_host_memory(before_); !room)
-        blockers.push_back(std::move(room).error());
     for (const Process& process : processes_) {
         CKPT_ASSIGN(const ProcessState state, process.state(soon(deadline)));
         if (state != ProcessState::kRunning)
             blockers.push_back({ErrorKind::kConflict, fmt::format("pid {} (CUDA)", process.pid()),
                                 "is locked or checkpointed by somebody else already",
                                 "bring it back: cuda-checkpoint --toggle --pid PID", 0, {}});
+        append(blockers, find_mps(process.pid()));
     }
-    if (blockers.size() == 1)
-        return tl::unexpected(std::move(blockers.front()));
+    return blockers;
+}
+
+// Everything that is known before anything is locked, in one answer.
+Result<void> Session::check_here(const std::vector<pid_t>& pids, Deadline deadline) {
+    std::vector<Error> blockers = find_instances();
+    CKPT_ASSIGN(before_, devices(true, deadline));
+    // A helper that dies with us would take what it has mapped along.
+    const bool wants_storage = settings_.storage == StorageWanted::kCustom ||
+                               (settings_.storage == StorageWanted::kAuto && backend_->outlives_us());
+    stores_ = wants_storage && before_.offers_storage != 0;
+    if (settings_.storage == StorageWanted::kCustom && !stores_)
+        blockers.push_back({ErrorKind::kUnsupported, "CUDA driver", "gives device memory to nobody",
+                            "install a driver of version 615 or newer, or set plugins: {cuda: {storage: auto}}", 0, {}});
+    if (!stores_) {
+        CKPT_ASSIGN(auto memory, check_host_memory(deadline));
+        append(blockers, std::move(memory));
+    }
+    CKPT_ASSIGN(auto of_processes, check_processes(deadline));
+    append(blockers, std::move(of_processes));
+    append(blockers, leftovers(pids));
+    if (!blockers.empty())
+        blockers.push_back({blockers.front().kind, "CUDA driver", here_text(before_), {}, 0, {}});
     return all_blockers("CUDA", "cannot be carried", std::move(blockers));
+}
+
+std::vector<Error> Session::leftovers(const std::vector<pid_t>& pids) const {
+    std::vector<Error> blockers;
+    for (pid_t pid : pids)
+        if (std::none_of(processes_.begin(), processes_.end(), [&](const Process& one) { return one.pid() == pid; }))
+            append(blockers, find_leftovers(pid));
+    return blockers;
 }
 
 Result<bool> Session::probe(const std::vector<pid_t>& pids, Deadline deadline) {
@@ -162,7 +174,9 @@ Result<bool> Session::probe(const std::vector<pid_t>& pids, Deadline deadline) {
     }
     CKPT_ASSIGN(const bool found, find_processes(pids, deadline));
     if (found)
-        CKPT_TRY(check_here(deadline));
+        CKPT_TRY(check_here(pids, deadline));
+    else
+        CKPT_TRY(all_blockers("CUDA", "cannot be carried", leftovers(pids)));
     return found;
 }
 
@@ -216,7 +230,8 @@ Result<void> Session::map(Process& process, Deadline deadline) {
                                                              : process.state(soon(deadline));
     if (settings_.storage == StorageWanted::kCustom || !state || *state != ProcessState::kLocked)
         return tl::unexpected(std::move(regions).error());
-    CKPT_TRY(check_host_memory(before_));
+    CKPT_ASSIGN(auto no_room, check_host_memory(deadline));
+    CKPT_TRY(all_blockers("CUDA", "has no room in memory", std::move(no_room)));
     return process.checkpoint(host_, deadline);
 }
 

@@ -47,8 +47,10 @@ class Session {
         : host_(host), purpose_(purpose), settings_(std::move(settings)) {}
     Result<Answer> devices(bool with_memory, Deadline deadline);
     Result<bool> find_processes(const std::vector<pid_t>& pids, Deadline deadline);
-    Result<void> check_here(Deadline deadline);
-    Result<void> check_host_memory(const Answer& devices) const;
+    Result<void> check_here(const std::vector<pid_t>& pids, Deadline deadline);
+    Result<std::vector<Error>> check_host_memory(Deadline deadline);
+    Result<std::vector<Error>> check_processes(Deadline deadline);
+    std::vector<Error> leftovers(const std::vector<pid_t>& pids) const;
     Result<void> check_image(Deadline deadline);
     Result<void> check_storages(const WantedDevices& wanted, const Answer& here);
     Result<void> write_down(const Process& process, const char* way, const std::string& rest);

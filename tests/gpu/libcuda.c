@@ -476,7 +476,10 @@ static int find_process(int pid, struct remote *remote) {
         return INVALID_VALUE;
     remote->pid = pid;
     remote->address = base + ((uint64_t)own - (uint64_t)info.dli_fbase);
-    return look(remote) == 0 && remote->state.magic == kMagic ? SUCCESS : INVALID_VALUE;
+    if (look(remote) != 0 || remote->state.magic != kMagic)
+        return INVALID_VALUE;
+    snprintf(path, sizeof(path), "/proc/%d/task/%d", pid, remote->state.thread);
+    return access(path, F_OK) == 0 ? SUCCESS : NOT_INITIALIZED; /* a fork has no such thread */
 }
 
 static int find_in_state(int pid, int state, struct remote *remote) {

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Units that compute on a GPU go to disk and come back, and are never left locked. The driver is an emulation."""
 import harness
-from gpu_units import FIRST, HOME, MEMORY, OTHER, have_devices, have_driver, have_faults, policy, program, uuid
+from gpu_units import FIRST, HOME, MEMORY, OTHER, STATUS, have_devices, have_driver, have_faults, policy, program, uuid
 from harness import case, check, check_equal, check_in, wait_for
 
 @case
@@ -153,8 +153,44 @@ def on_another_device(t):
     have_devices(unit.host, OTHER)
     unit.crctl("restore")
     unit.check_counts("back again", since)
-    unit.host.sh(f"rm {MEMORY}/.devices")
+    unit.host.sh(f"systemctl stop {unit.unit}; rm {MEMORY}/.devices {MEMORY}/[0-9]*")
     unit.start()
+
+
+ODD = f"""[Service]
+Environment=CUDA_MPS_PIPE_DIRECTORY=/run/mps
+ExecStart={HOME}/cuda-counter {STATUS}-odd 1 8 odd
+"""
+MPS = """[Socket]
+ListenStream=/run/mps/control
+Accept=yes
+"""
+
+
+@case
+def all_that_is_in_the_way_is_told_at_once(t):
+    host = program(t).host
+    have_driver(host, 13000)
+    host.write("/etc/systemd/system/odd.service", ODD)
+    host.write("/etc/systemd/system/mps.socket", MPS)
+    host.write("/etc/systemd/system/mps@.service", "[Service]\nExecStart=sleep 1000\n")
+    host.sh(f"systemctl start mps.socket; rm -f {STATUS}-odd-0; systemctl start odd.service; mount -t tmpfs tmpfs /proc/driver; "
+            "mkdir -p /proc/driver/nvidia/capabilities/gpu0/mig/gi1")
+    wait_for(lambda: host.exists(f"{STATUS}-odd-0"), "it counts", 30)
+    pid = host.main_pid("odd.service")
+    host.write(f"{MEMORY}/.devices", f"{FIRST} 16000000\n")
+    host.sh(f"truncate -s 8T {MEMORY}/{pid}-{FIRST}")
+    told = host.run("crctl", "checkpoint", "odd.service", check=False).err
+    for part in ("CUDA driver: is of CUDA 13.0 and has 1 device", "CUDA device gpu0: is divided into instances (MIG)", "host memory: has",
+                 f"pid {pid} (CUDA): works through the multi-process service (MPS) at /run/mps/control",
+                 "has /dev/nvidia-memory", "it was forked by a program that uses CUDA"):
+        check_in(part, told, "what is in the way")
+    host.sh("systemctl stop odd.service mps.socket 'mps@*'; umount /proc/driver")
+    host.sh(f"rm -f {MEMORY}/{pid}-*; truncate -s 8T {MEMORY}/999999-{FIRST}")  # somebody else's memory is in nobody's way
+    unit = program(t)
+    unit.crctl("checkpoint", "--mode", "snapshot")
+    unit.check_counts("beside one who has much")
+    host.sh(f"rm {MEMORY}/999999-* {MEMORY}/.devices")
 
 
 STORAGE, BEFORE_STORAGE = 13040, 13000
@@ -217,7 +253,7 @@ def storage_after_a_reboot_on_another_device(t):
     unit.crctl("restore")
     unit.check_counts("on another device", since)
     policy(unit.host, enabled="yes")
-    unit.host.sh(f"rm {MEMORY}/.devices")
+    unit.host.sh(f"systemctl stop {unit.unit}; rm {MEMORY}/.devices {MEMORY}/[0-9]*")
     unit.start()
 
 
@@ -336,7 +372,7 @@ def a_dead_helper_after_the_copy(t):
 
 # Asks the helper what the plugin does, and leaves in the middle: plugins/cuda/message.h.
 LEAVES = """import os, socket, struct, subprocess, sys
-LOCK, MAP, COPY, WAIT = 4, 8, 10, 11
+LOCK, MAP, COPY, WAIT = 5, 9, 11, 12
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 helper = subprocess.Popen(["/usr/libexec/checkpointd/checkpointd-cuda", "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()])
 theirs.close()

@@ -56,4 +56,5 @@ def a_hundred_timeouts(t):
     for unit in units:
         unit.check_no_trace("in the end")
 
+
 harness.main()

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "plugins/cuda/nvml.h"
+
+#include <dlfcn.h>
+#include <type_traits>
+#include <vector>
+
+namespace checkpointd::cuda {
+namespace {
+
+// nvmlProcessInfo_t, declared by ourselves.
+struct ProcessInfo {
+    unsigned pid;
+    unsigned long long bytes;
+    unsigned gpu_instance;
+    unsigned compute_instance;
+};
+
+constexpr int kGood = 0;                // NVML_SUCCESS
+constexpr int kMoreThanFits = 7;        // NVML_ERROR_INSUFFICIENT_SIZE
+constexpr unsigned long long kUnknown = ~0ull;  // NVML_VALUE_NOT_AVAILABLE
+
+struct Nvml {
+    int (*init)() = nullptr;
+    int (*shutdown)() = nullptr;
+    int (*count)(unsigned*) = nullptr;
+    int (*device)(unsigned, void**) = nullptr;
+    int (*processes)(void*, unsigned*, ProcessInfo*) = nullptr;
+
+    bool load() {
+        void* library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+        auto find = [&](const char* name, auto& function) {
+            function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+            return function != nullptr;
+        };
+        return library != nullptr && find("nvmlInit_v2", init) && find("nvmlShutdown", shutdown) &&
+               find("nvmlDeviceGetCount_v2", count) && find("nvmlDeviceGetHandleByIndex_v2", device) &&
+               find("nvmlDeviceGetComputeRunningProcesses_v3", processes);
+    }
+};
+
+std::optional<std::vector<ProcessInfo>> processes_of(const Nvml& nvml, void* device) {
+    std::vector<ProcessInfo> list(64);
+    for (;;) {
+        auto count = static_cast<unsigned>(list.size());
+        const int code = nvml.processes(device, &count, list.data());
+        if (code == kMoreThanFits && list.size() < 65536) {
+            list.resize(list.size() * 2);  // more may start in between
+            continue;
+        }
+        if (code != kGood)
+            return std::nullopt;
+        list.resize(count);
+        return list;
+    }
+}
+
+std::optional<uint64_t> sum_of(const Nvml& nvml, pid_t pid) {
+    unsigned count = 0;
+    uint64_t sum = 0;
+    bool is_listed = false;
+    if (nvml.count(&count) != kGood)
+        return std::nullopt;
+    for (unsigned i = 0; i < count; ++i) {
+        void* device = nullptr;
+        if (nvml.device(i, &device) != kGood)
+            return std::nullopt;
+        const auto list = processes_of(nvml, device);
+        if (!list)
+            return std::nullopt;
+        for (const ProcessInfo& process : *list) {
+            if (process.pid != static_cast<unsigned>(pid))
+                continue;
+            if (process.bytes == kUnknown)
+                return std::nullopt;
+            sum += process.bytes;
+            is_listed = true;
+        }
+    }
+    return is_listed ? std::optional(sum) : std::nullopt;
+}
+
+}  // namespace
+
+std::optional<uint64_t> device_memory_of(pid_t pid) {
+    Nvml nvml;
+    if (!nvml.load() || nvml.init() != kGood)
+        return std::nullopt;
+    const auto sum = sum_of(nvml, pid);
+    (void)nvml.shutdown();
+    return sum;
+}
+
+}  // namespace checkpointd::cuda
