@@ -49,7 +49,7 @@ Result<void> DeviceStore::write(uint64_t at, void* data, size_t size) {
     if (to_memory)
         CKPT_TRY(make_memory());
     const int fd = to_memory ? memory_.get() : file_.get();
-    const size_t whole = (size + kAlignment - 1) / kAlignment * kAlignment;
+    const size_t whole = aligned(size);
     std::memset(static_cast<char*>(data) + size, 0, whole - size);
     for (size_t done = 0; done < whole;) {
         const ssize_t wrote = pwrite(fd, static_cast<char*>(data) + done, whole - done, static_cast<off_t>(at + done));
@@ -79,7 +79,7 @@ Result<void> DeviceStore::read(uint64_t at, void* data, size_t size) const {
     }
     const int fd = from_memory ? memory_.get() : file_.get();
     // Whole pages, as O_DIRECT wants them; the last one of the file may be cut short.
-    const size_t whole = (size + kAlignment - 1) / kAlignment * kAlignment;
+    const size_t whole = aligned(size);
     size_t done = 0;
     while (done < size) {
         const ssize_t got = pread(fd, static_cast<char*>(data) + done, whole - done, static_cast<off_t>(at + done));

@@ -30,6 +30,7 @@ class DeviceStore {
     void overflow() { overflows_ = true; }
 
     static constexpr size_t kAlignment = 4096;
+    static constexpr uint64_t aligned(uint64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
 
   private:
     Result<void> make_memory();

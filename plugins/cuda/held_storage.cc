@@ -198,8 +198,8 @@ Answer HeldStorage::place(Holding& holding) {
 Answer HeldStorage::prepare_store(Holding& holding, const Request& request, ScopedFd file) {
     if (file) {
         const uint32_t count = std::min(request.region_count, kMaxDevices);
-        holding.store = std::make_unique<DeviceStore>(std::move(file),
-                                                      std::vector<Region>(request.regions, request.regions + count));
+        std::vector<Region> regions(request.regions, request.regions + count);
+        holding.store = std::make_unique<DeviceStore>(std::move(file), std::move(regions));
         return {};
     }
     if (holding.is_restore)
@@ -209,7 +209,7 @@ Answer HeldStorage::prepare_store(Holding& holding, const Request& request, Scop
         uint64_t offset = 0;
         for (const Mapping& mapping : holding.mappings) {
             regions.push_back({mapping.region.uuid, mapping.region.size, offset});
-            offset += (mapping.region.size + DeviceStore::kAlignment - 1) / DeviceStore::kAlignment * DeviceStore::kAlignment;
+            offset += DeviceStore::aligned(mapping.region.size);
         }
         holding.store = std::make_unique<DeviceStore>(ScopedFd(), std::move(regions));
     }
@@ -235,8 +235,8 @@ Answer HeldStorage::copy(Holding& holding, const Request& request, ScopedFd file
         answer = place(holding);
     if (answer.code != kSuccess)
         return answer;
-    holding.transfer = std::make_unique<Transfer>(calls_, holding.mappings, *holding.store,
-                                                  holding.is_restore ? Transfer::Direction::kIn : Transfer::Direction::kOut);
+    const auto direction = holding.is_restore ? Transfer::Direction::kIn : Transfer::Direction::kOut;
+    holding.transfer = std::make_unique<Transfer>(calls_, holding.mappings, *holding.store, direction);
     return answer;
 }
 

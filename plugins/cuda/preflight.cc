@@ -65,7 +65,7 @@ std::string peer_of(pid_t pid, int number, const std::string& target) {
     if (!socket || getsockopt(socket->get(), SOL_SOCKET, SO_DOMAIN, &domain, &size) != 0 || domain != AF_UNIX)
         return {};
     auto diag = open_sock_diag(socket->get());
-    auto own = diag ? unix_diag(diag->get(), inode) : tl::unexpected(std::move(diag).error());
+    auto own = diag ? unix_diag(diag->get(), inode) : tl::unexpected(diag.error());
     if (!own || own->peer == 0)
         return {};
     auto peer = unix_diag(diag->get(), own->peer);
