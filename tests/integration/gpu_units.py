@@ -42,27 +42,28 @@ def uuid(digits):
 
 class Program:
     """cuda-counter with two processes, each with 8 MiB of device memory and numbers that a kernel counts up."""
+    template, status, rounds = "gpu", STATUS, 70
 
     def __init__(self, host, name="a"):
-        self.host, self.name, self.unit = host, name, f"gpu@{name}.service"
+        self.host, self.name, self.unit = host, name, f"{self.template}@{name}.service"
 
     def start(self):
         self.host.sh(f"systemctl stop {self.unit}; systemctl reset-failed {self.unit} 2>/dev/null || true; "
-                     f"rm -f {STATUS}-{self.name}-*; systemctl start {self.unit}")
+                     f"rm -f {self.status}-{self.name}-*; systemctl start {self.unit}")
         self.check_counts("fresh")
         return self
 
     def look(self, rounds=0):
         """Of each process: rounds, numbers that were wrong, calls that failed, PID, tracer; after so many more rounds."""
-        return json.loads(self.host.run("python3", "-c", LOOK, f"{STATUS}-{self.name}", str(rounds), timeout=60).out)
+        return json.loads(self.host.run("python3", "-c", LOOK, f"{self.status}-{self.name}", str(rounds), timeout=60).out)
 
     def check_counts(self, when, since=None):
         """Both go on, their device memory is right, and no call has failed: so none is locked, frozen or held."""
-        now = self.look(70)
+        now = self.look(self.rounds)
         for one, was in zip(now, since or now):
             check_equal(one[1:3] + one[4:], [0, 0, "0"], f"{when}: wrong numbers, failed calls, tracer")
             check_equal(one[3], was[3], f"{when}: PID")
-            check(one[0] >= was[0] + (70 if since else 0), f"{when}: it counts on", (was, one))
+            check(one[0] >= was[0] + (self.rounds if since else 0), f"{when}: it counts on", (was, one))
         return now
 
     def device_files(self):

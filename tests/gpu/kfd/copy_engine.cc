@@ -129,20 +129,17 @@ Result<void> EmulatedEngine::finish(const Pending& pending) {
     return {};
 }
 
-// `at`: in the buffer object.
+// `at`: in the buffer object. A part of it is an error too: of the file system, in the middle of
+// one large request.
 Result<void> EmulatedEngine::move(const amdgpu::Copy& copy, int fd, uint64_t at, uint64_t size) {
     std::byte* host = copy.host + (at - copy.offset);
-    while (size > 0) {
-        const ssize_t moved = copy.direction == amdgpu::Direction::kToDevice
-                                  ? pwrite(fd, host, size, static_cast<off_t>(at))
-                                  : pread(fd, host, size, static_cast<off_t>(at));
-        if (moved <= 0)
-            return fail_errno(kObject, fmt::format("move {} bytes at {}", size, at),
-                              moved == 0 ? EIO : errno);
-        host += moved;
-        at += static_cast<uint64_t>(moved);
-        size -= static_cast<uint64_t>(moved);
-    }
+    const auto offset = static_cast<off_t>(at);
+    const bool to_device = copy.direction == amdgpu::Direction::kToDevice;
+    const ssize_t moved =
+        to_device ? pwrite(fd, host, size, offset) : pread(fd, host, size, offset);
+    if (moved != static_cast<ssize_t>(size))
+        return fail_errno(kObject, fmt::format("move {} bytes at {}", size, at),
+                          moved >= 0 ? EIO : errno);
     return {};
 }
 

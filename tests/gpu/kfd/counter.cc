@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// kfd-counter PREFIX PROCESSES MIB
+// kfd-counter PREFIX PROCESSES MIB [lend]
 //
 // A program on /dev/kfd as kfd-emulator serves it, by the driver's own calls as libhsakmt makes
 // them. Each process has, on each GPU, a queue and these buffer objects: `device` (VRAM that only
@@ -10,6 +10,9 @@
 // got before. A thread of it waits for an event that never comes, as the runtime of HIP does.
 //
 // It rests between rounds, so that a machine with few processors has time for what is tested.
+//
+// With `lend` the first one has a child that inherited its descriptors and does nothing with them,
+// as those of PyTorch that load data.
 //
 // PREFIX-N holds of process N, in 64 bits each: rounds, wrong numbers, failed calls, PID.
 #include <fcntl.h>
@@ -67,6 +70,8 @@ void map_file(void* place, uint64_t size, int fd, uint64_t offset) {
     if (mmap(place, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
              static_cast<off_t>(offset)) == MAP_FAILED)
         give_up("map a buffer object");
+    if (madvise(place, size, MADV_DONTFORK) != 0)
+        give_up("madvise");
 }
 
 uint64_t address_of(const void* pointer) {
@@ -354,7 +359,7 @@ void Program::run() {
 }  // namespace checkpointd::kfd_emulation
 
 int main(int argc, char** argv) {
-    if (argc != 4)
+    if (argc != 4 && argc != 5)
         return 2;
     int number = 0;
     for (int i = 1; i < std::atoi(argv[2]) && number == 0; ++i)
@@ -362,5 +367,8 @@ int main(int argc, char** argv) {
             number = i;
     checkpointd::kfd_emulation::Program program(argv[1], number,
                                                 static_cast<uint64_t>(std::atoi(argv[3])) << 20);
+    if (number == 0 && argc == 5 && fork() == 0)
+        while (true)
+            pause();
     program.run();
 }

@@ -102,6 +102,8 @@ int open_file(fuse_req_t request, fuse_ino_t inode, fuse_file_info* file) {
     }
     file->direct_io = inode == FileSystem::kControl ? 1 : 0;
     file->keep_cache = 1;
+    if (inode == FileSystem::kControl)  // one text, however often it is read
+        file->fh = reinterpret_cast<uintptr_t>(new std::string(files.control_text()));
     if (inode != FileSystem::kKfd)
         return 0;
     auto opened = std::make_unique<State::File>();
@@ -121,30 +123,32 @@ void open(fuse_req_t request, fuse_ino_t inode, fuse_file_info* file) {
 void release(fuse_req_t request, fuse_ino_t inode, fuse_file_info* file) {
     if (inode == FileSystem::kKfd)
         delete reinterpret_cast<State::File*>(file->fh);
+    if (inode == FileSystem::kControl)
+        delete reinterpret_cast<std::string*>(file->fh);
     if (is_dmabuf(inode))
         files_of(request).release_dmabuf(inode);
     fuse_reply_err(request, 0);
 }
 
-void read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset, fuse_file_info*) {
+void read_text(fuse_req_t request, const std::string& text, size_t size, off_t offset) {
+    const auto from = std::min(static_cast<size_t>(offset), text.size());
+    fuse_reply_buf(request, text.data() + from, std::min(size, text.size() - from));
+}
+
+void read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset, fuse_file_info* file) {
     FileSystem& files = files_of(request);
-    if (is_dmabuf(inode))
-        if (const int error = files.state().fault_of_copy("copy-from"); error != 0) {
-            fuse_reply_err(request, error);
-            return;
-        }
-    std::vector<char> out(size);
-    int64_t count = 0;
-    const auto entry = files.find(inode);
-    if (inode == FileSystem::kControl || (entry && !entry->text.empty())) {
-        const std::string text = inode == FileSystem::kControl ? files.control_text() : entry->text;
-        count = static_cast<size_t>(offset) >= text.size()
-                    ? 0
-                    : std::min<int64_t>(size, text.size() - offset);
-        std::memcpy(out.data(), text.data() + (count > 0 ? offset : 0), count);
-    } else {
-        count = files.read(inode, static_cast<uint64_t>(offset), out.data(), size);
+    if (inode == FileSystem::kControl) {
+        read_text(request, *reinterpret_cast<std::string*>(file->fh), size, offset);
+        return;
     }
+    if (const auto entry = files.find(inode); entry && !entry->text.empty()) {
+        read_text(request, entry->text, size, offset);
+        return;
+    }
+    std::vector<char> out(size);
+    const int error = is_dmabuf(inode) ? files.state().fault_of_copy("copy-from") : 0;
+    const int64_t count =
+        error != 0 ? -error : files.read(inode, static_cast<uint64_t>(offset), out.data(), size);
     if (count < 0)
         fuse_reply_err(request, static_cast<int>(-count));
     else

@@ -1,0 +1,175 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Units that compute on AMD GPUs go to disk and come back, on the same GPUs and on others; their queues are never left
+evicted. The driver is an emulation."""
+import re
+
+import harness
+from amdgpu_units import OTHERS, PROCESSES, TWO, have_faults, have_gpus, policy, program
+from harness import SOAK, case, check, check_equal, check_in, wait_for
+
+
+@case
+def down_and_up(t):
+    unit = program(t)
+    before, buffers, descriptors = unit.look(), unit.buffers(), unit.descriptors()
+    check(descriptors.count("/dev/kfd") == PROCESSES + 1, "one process has inherited a /dev/kfd", descriptors)
+    unit.crctl("checkpoint")
+    unit.check_down("checkpoint")
+    unit.crctl("restore")
+    unit.check_counts("restored", before)
+    check_equal(re.sub(r"\[\d+\]", "[N]", unit.descriptors()), re.sub(r"\[\d+\]", "[N]", descriptors), "descriptors")
+    unit.check_mappings("restored", buffers)
+
+
+@case
+def serially(t):
+    unit = program(t)
+    policy(unit.host, plugins="{amdgpu: {parallel: no}}")
+    before, buffers = unit.look(), unit.buffers()
+    unit.crctl("checkpoint")
+    unit.crctl("restore")
+    unit.check_counts("restored one after the other", before)
+    unit.check_mappings("restored one after the other", buffers)
+    policy(unit.host)
+
+
+@case
+def snapshot_and_suspend(t):
+    unit = program(t)
+    unit.crctl("checkpoint", "--mode", "snapshot")
+    before = unit.check_counts("snapshot")
+    unit.crctl("checkpoint", "--mode", "suspend")
+    unit.check_device("suspended", running=False)
+    unit.crctl("restore")
+    unit.check_counts("resumed", before)
+
+
+@case
+def down_reboot_and_up_on_other_gpus(t):
+    """Other ids, other minor numbers, more memory; and from there back again."""
+    unit = program(t)
+    before, buffers = unit.look(), unit.buffers()
+    unit.crctl("checkpoint")
+    unit.host.reboot()
+    unit.host.sh("mkdir -p /run/checkpointd; touch /run/checkpointd/allow-faults")
+    have_gpus(unit.host, *OTHERS, cpus=2)
+    unit.crctl("restore")
+    since = unit.check_counts("on other GPUs", before)
+    unit.check_mappings("on other GPUs", buffers)
+    unit.crctl("checkpoint")
+    have_gpus(unit.host, *(gpu.replace(":64", ":96") for gpu in reversed(TWO)))
+    unit.crctl("restore")
+    unit.check_counts("on the first ones", since)
+    unit.check_mappings("on the first ones", buffers)
+    unit.host.run("systemctl", "stop", unit.unit)
+    have_gpus(unit.host, *TWO)
+
+
+@case
+def machines_that_will_not_do(t):
+    unit = program(t)
+    before = unit.look()
+    unit.crctl("checkpoint")
+    for gpus, told in (((TWO[0],), "the image has 2, and 1 can be seen here"),
+                       ((*TWO, "0x1003:130:64"), "the image has 2, and 3 can be seen here"),
+                       (tuple(f"{gpu}:0:0x7408" for gpu in TWO), "device_id is 29704, 29708 is wanted"),
+                       (tuple(gpu.replace(":64", ":4") for gpu in TWO), "vram_size is 4194304"),
+                       ((), "its device is not here")):
+        have_gpus(unit.host, *gpus)
+        check_in(told, unit.refuse("restore"), f"GPUs {gpus}")
+        check(unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{gpus}: nothing was started")
+    have_gpus(unit.host, *TWO)
+    unit.crctl("restore")
+    unit.check_counts("in the end", before)
+
+
+@case
+def a_unit_that_used_no_gpu_needs_none(t):
+    """An image of a machine with GPUs whose unit did not use them."""
+    unit = program(t)
+    unit.host.run("systemctl", "stop", unit.unit)
+    unit.host.run("systemctl", "start", "counter.service")
+    unit.host.run("crctl", "checkpoint", "counter.service")
+    have_gpus(unit.host)
+    unit.host.run("crctl", "restore", "counter.service")
+    unit.host.run("systemctl", "stop", "counter.service")
+    have_gpus(unit.host, *TWO)
+
+
+@case
+def whatever_the_driver_answers_to_a_checkpoint(t):
+    unit = program(t)
+    faults = ["process-info fail 5 1", "checkpoint fail 12 2", "copy-from fail 5 3", "unpause fail-after 5 1"]
+    if SOAK:
+        faults += ["open fail 12 1", "open fail 12 2", "process-info fail 5 2", "process-info fail-after 5 2",
+                   "checkpoint fail 5 1", "copy-from fail 5 1", "unpause fail 5 1"]
+    for fault in faults:
+        since = unit.look()
+        have_faults(unit.host, fault)
+        unit.crctl("checkpoint", "--mode", "snapshot", check=False)
+        have_faults(unit.host)
+        unit.check_counts(fault, since)
+        unit.check_no_trace(fault)
+
+
+@case
+def a_driver_that_does_not_answer(t):
+    """The worker is ended in the middle of a call, which is done nevertheless."""
+    unit = program(t)
+    policy(unit.host, timeouts="{devices: 1s}")
+    for fault in ("process-info hang 0 2", "checkpoint hang 0 1", "unpause hang 0 1") if SOAK else ("process-info hang 0 2",):
+        since = unit.look()
+        have_faults(unit.host, fault)
+        unit.refuse("checkpoint", "--mode", "snapshot")
+        have_faults(unit.host)
+        unit.check_counts(fault, since)
+        unit.check_no_trace(fault)
+    policy(unit.host)
+
+
+@case
+def a_dead_worker_leaves_no_queue_evicted(t):
+    unit = program(t)
+    steps = ["checkpoint.devices", "checkpoint.collect", "checkpoint.memory"]
+    if SOAK:
+        steps = ["checkpoint.quiesce", "checkpoint.freeze", *steps, "checkpoint.files", "checkpoint.write",
+                 "checkpoint.finish", "checkpoint.commit"]
+    for step in steps:
+        for action in ("kill", "fail") if SOAK else ("kill",):
+            since = unit.look()
+            unit.refuse("checkpoint", "--x-fault", f"step={step},action={action}")
+            unit.check_counts(f"{step} {action}", since)
+            unit.check_no_trace(f"{step} {action}")
+    since = unit.look()
+    unit.refuse("checkpoint", "--mode", "snapshot", "--x-fault", "step=checkpoint.resume-devices,action=kill")
+    unit.check_counts("killed while the devices are resumed", since)
+
+
+@case
+def a_restore_that_fails_leaves_nothing(t):
+    unit = program(t)
+    since = unit.look()
+    unit.crctl("checkpoint")
+    faults = ["restore fail 12 2", "copy-to fail 5 3", "resume fail 5 2"]
+    if SOAK:
+        faults += ["open fail 12 2", "open fail 12 3", "open fail 12 4", "open fail 12 5", "restore fail 22 1", "copy-to fail 5 1",
+                   "resume fail 3 1", "resume fail 5 1"]
+    for fault in faults:
+        have_faults(unit.host, fault)
+        outcome = unit.crctl("restore", check=False)
+        have_faults(unit.host)
+        check(outcome.code != 0, f"{fault}: the restore is refused", outcome)
+        unit.check_down(fault)
+    for step in ("restore.devices", "restore.resume-devices", "restore.memory", "restore.commit") if SOAK else \
+                ("restore.memory", "restore.resume-devices"):
+        for action in ("kill", "fail") if SOAK else ("kill",):
+            unit.refuse("restore", "--x-fault", f"step={step},action={action}")
+            wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{step}: inactive", 30)
+            unit.check_device(f"{step} {action}", running=False)
+            unit.check_no_trace(f"{step} {action}")
+    unit.crctl("restore")
+    unit.check_counts("restored in the end", since)
+
+
+harness.main()
