@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A program on a GPU (here: the emulation's): each of its processes has numbers in device memory that a kernel
+ * A program on a GPU, or on the emulation of one: each of its processes has numbers in device memory that a kernel
  * increments, and reads them back after each time. usage: cuda-counter STATUS PROCESSES MIB [odd]. STATUS-K of process K
  * has, as 64-bit numbers: rounds, numbers that were wrong, errors of calls, PID. Odd: it has a connection to
  * $CUDA_MPS_PIPE_DIRECTORY/control, and forks a child that does nothing.
  */
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,23 +15,64 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-int cuInit(unsigned flags);
-int cuCtxCreate_v2(void **context, unsigned flags, int device);
-int cuMemAlloc_v2(uint64_t *pointer, size_t size);
-int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size);
-int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t size);
-int fakeLaunchIncrement(uint64_t numbers, size_t count, unsigned usec);
+/* Of any libcuda.so.1, the real one too: nothing of CUDA is needed to build this. */
+static int (*cuInit)(unsigned flags);
+static int (*cuCtxCreate)(void **context, unsigned flags, int device);
+static int (*cuMemAlloc)(uint64_t *pointer, size_t size);
+static int (*cuMemcpyHtoD)(uint64_t to, const void *from, size_t size);
+static int (*cuMemcpyDtoH)(void *to, uint64_t from, size_t size);
+static int (*cuModuleLoadData)(void **module, const void *image);
+static int (*cuModuleGetFunction)(void **function, void *module, const char *name);
+static int (*cuLaunchKernel)(void *function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *stream,
+                             void **arguments, void **extra);
+static int (*cuCtxSynchronize)(void);
 
-enum { NUMBERS = 4096, KERNEL_USEC = 300 };
+/* Adds one to each of `count` numbers. */
+static const char kKernel[] =
+    ".version 6.0\n.target sm_70\n.address_size 64\n"
+    ".visible .entry increment(.param .u64 numbers, .param .u32 count)\n{\n"
+    "    .reg .pred %p<2>;\n    .reg .b32 %r<7>;\n    .reg .b64 %rd<4>;\n"
+    "    ld.param.u64 %rd1, [numbers];\n    ld.param.u32 %r1, [count];\n"
+    "    mov.u32 %r2, %ctaid.x;\n    mov.u32 %r3, %ntid.x;\n    mov.u32 %r4, %tid.x;\n"
+    "    mad.lo.s32 %r5, %r2, %r3, %r4;\n    setp.ge.u32 %p1, %r5, %r1;\n    @%p1 bra END;\n"
+    "    cvta.to.global.u64 %rd1, %rd1;\n    mul.wide.u32 %rd2, %r5, 4;\n    add.s64 %rd3, %rd1, %rd2;\n"
+    "    ld.global.u32 %r6, [%rd3];\n    add.u32 %r6, %r6, 1;\n    st.global.u32 [%rd3], %r6;\n"
+    "END:\n    ret;\n}\n";
+
+static int load(void) {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW);
+    const struct {
+        const char *name;
+        void *function;
+    } wanted[] = {{"cuInit", &cuInit}, {"cuCtxCreate_v2", &cuCtxCreate}, {"cuMemAlloc_v2", &cuMemAlloc},
+                  {"cuMemcpyHtoD_v2", &cuMemcpyHtoD}, {"cuMemcpyDtoH_v2", &cuMemcpyDtoH},
+                  {"cuModuleLoadData", &cuModuleLoadData}, {"cuModuleGetFunction", &cuModuleGetFunction},
+                  {"cuLaunchKernel", &cuLaunchKernel}, {"cuCtxSynchronize", &cuCtxSynchronize}};
+    for (size_t i = 0; i < sizeof(wanted) / sizeof(*wanted); ++i) {
+        void *found = library != NULL ? dlsym(library, wanted[i].name) : NULL;
+        if (found == NULL)
+            return 1;
+        memcpy(wanted[i].function, &found, sizeof(found));
+    }
+    return cuInit(0);
+}
+
+static int launch(void *function, uint64_t numbers, unsigned count) {
+    void *arguments[] = {&numbers, &count};
+    const int code = cuLaunchKernel(function, (count + 255) / 256, 1, 1, 256, 1, 1, 0, NULL, arguments, NULL);
+    return code != 0 ? code : cuCtxSynchronize();
+}
+
+enum { NUMBERS = 4096 };
 
 /* The rest of device memory has a pattern that must come back. */
 static int fill(uint64_t *device, size_t size, unsigned seed) {
     uint32_t *words = malloc(size);
     for (size_t i = 0; i < size / 4; ++i)
         words[i] = (uint32_t)(i * 2654435761u + seed);
-    int code = cuMemAlloc_v2(device, size);
+    int code = cuMemAlloc(device, size);
     if (code == 0)
-        code = cuMemcpyHtoD_v2(*device, words, size);
+        code = cuMemcpyHtoD(*device, words, size);
     free(words);
     return code;
 }
@@ -38,7 +80,7 @@ static int fill(uint64_t *device, size_t size, unsigned seed) {
 static size_t count_wrong(uint64_t device, size_t size, unsigned seed) {
     uint32_t *words = malloc(size);
     size_t wrong = 0;
-    if (cuMemcpyDtoH_v2(words, device, size) != 0)
+    if (cuMemcpyDtoH(words, device, size) != 0)
         wrong = size;
     for (size_t i = 0; i < size / 4; ++i)
         wrong += words[i] != (uint32_t)(i * 2654435761u + seed);
@@ -62,15 +104,16 @@ static int count(const char *path, unsigned seed, size_t size, int is_odd) {
     static uint32_t numbers[NUMBERS];
     uint64_t status[4] = {0, 0, 0, (uint64_t)getpid()};
     uint64_t device = 0, pattern = 0;
-    void *context = NULL;
-    if (cuInit(0) != 0 || cuCtxCreate_v2(&context, 0, 0) != 0 || cuMemAlloc_v2(&device, sizeof(numbers)) != 0 ||
-        cuMemcpyHtoD_v2(device, numbers, sizeof(numbers)) != 0 || fill(&pattern, size, seed) != 0)
+    void *context = NULL, *module = NULL, *increment = NULL;
+    if (load() != 0 || cuCtxCreate(&context, 0, 0) != 0 || cuMemAlloc(&device, sizeof(numbers)) != 0 ||
+        cuMemcpyHtoD(device, numbers, sizeof(numbers)) != 0 || fill(&pattern, size, seed) != 0 || cuModuleLoadData(&module, kKernel) != 0 ||
+        cuModuleGetFunction(&increment, module, "increment") != 0)
         return 1;
     if (is_odd && be_odd() != 0)
         return 1;
     for (;;) {
-        status[2] += fakeLaunchIncrement(device, NUMBERS, KERNEL_USEC) != 0;
-        status[2] += cuMemcpyDtoH_v2(numbers, device, sizeof(numbers)) != 0;
+        status[2] += launch(increment, device, NUMBERS) != 0;
+        status[2] += cuMemcpyDtoH(numbers, device, sizeof(numbers)) != 0;
         ++status[0];
         for (int i = 0; i < NUMBERS; ++i)
             status[1] += numbers[i] != (uint32_t)status[0];

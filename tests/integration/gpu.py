@@ -158,7 +158,7 @@ def on_another_device(t):
 
 
 ODD = f"""[Service]
-Environment=CUDA_MPS_PIPE_DIRECTORY=/run/mps
+Environment=LD_LIBRARY_PATH={HOME} CUDA_MPS_PIPE_DIRECTORY=/run/mps
 ExecStart={HOME}/cuda-counter {STATUS}-odd 1 8 odd
 """
 MPS = """[Socket]
@@ -306,12 +306,11 @@ def a_dead_worker_leaves_nothing_mapped(t):
         crash(unit, "checkpoint --mode snapshot", call)
         unit.check_counts(f"killed in {call}", since)
         unit.check_no_trace(f"killed in {call}")
-    for step in ("checkpoint.collect", "checkpoint.memory"):
-        for action in ("kill", "fail"):
-            since = unit.look()
-            unit.refuse("checkpoint", "--x-fault", f"step={step},action={action}")
-            unit.check_counts(f"{step} {action}", since)
-            unit.check_no_trace(f"{step} {action}")
+    for step, action in (("checkpoint.collect", "kill"), ("checkpoint.memory", "fail")):
+        since = unit.look()
+        unit.refuse("checkpoint", "--x-fault", f"step={step},action={action}")
+        unit.check_counts(f"{step} {action}", since)
+        unit.check_no_trace(f"{step} {action}")
     for call in ("restore", "copy", "complete"):
         unit.crctl("checkpoint")
         crash(unit, "restore", call)
@@ -407,6 +406,15 @@ def a_helper_of_its_own(t):
     unit.check_counts("left alone", since)
     unit.host.sh("systemctl unset-environment LD_LIBRARY_PATH; systemctl start checkpointd-cuda.socket")
     policy(unit.host, enabled="yes")
+
+
+@case
+def the_script_for_real_devices(t):
+    """What tests/gpu/run does on hardware, on the emulation: so it does not rot."""
+    del t
+    done = harness.run_here(str(harness.TOP / "tests/gpu/run"), "--emulated", "--mib", "8", "--no-build", timeout=180)
+    for part in ("came back with the right numbers", "left the program running and unlocked", "| snapshot |"):
+        check_in(part, done.out, "results")
 
 
 @case

@@ -11,9 +11,7 @@ MEMORY = "/dev/nvidia-memory"
 STATUS = "/var/tmp/gpu"
 OTHER = "ffeeddccbbaa99887766554433221100"
 FIRST = "00112233445566778899aabbccddeeff"
-UNIT = f"""[Service]
-ExecStart={HOME}/cuda-counter {STATUS}-%i 2 8
-"""
+EMULATED = f"Environment=LD_LIBRARY_PATH={HOME}\n"
 
 
 LOOK = """import json, re, struct, sys, time
@@ -114,12 +112,16 @@ def policy(host, **settings):
 _programs = {}
 
 
-def program(t, name="a"):
+def program(t, name="a", emulated=True, mib=8):
+    """Of the machine's own driver where it is not emulated: then its devices are there already."""
     host = t.host()
     if not _programs:
-        have_devices(host)
-        host.write("/etc/systemd/system/gpu@.service", UNIT)
-        host.drop_in("checkpointd-cuda.service", f"[Service]\nEnvironment=LD_LIBRARY_PATH={HOME}\n")
+        environment = EMULATED if emulated else ""
+        host.write("/etc/systemd/system/gpu@.service",
+                   f"[Service]\n{environment}ExecStart={HOME}/cuda-counter {STATUS}-%i 2 {mib}\n")
+        if emulated:
+            have_devices(host)
+            host.drop_in("checkpointd-cuda.service", f"[Service]\n{environment}")
         host.sh("mkdir -p /run/checkpointd; touch /run/checkpointd/allow-faults")
     if name not in _programs:
         _programs[name] = Program(host, name)
