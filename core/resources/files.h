@@ -88,6 +88,8 @@ struct FilePlanTask {
 struct FilePlanOptions {
     std::map<std::string, Slot> externals;  // key -> the caller's descriptor, there when the agent runs
     Slot image_dir;                         // descriptor of the image directory in the agent
+    // A /proc in which the agent finds itself: not always the one of its mount namespace. Unset: that one.
+    std::optional<Slot> proc = {};
     PlanClocks clocks;
     std::function<bool(const std::string& path)> is_free;  // see FilePlanContext; unset: never
     // Emits what fills a memfd; from the memory restore. `size` in bytes.

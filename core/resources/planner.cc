@@ -153,7 +153,7 @@ void FilePlanner::Impl::index_tables() {
 Result<void> FilePlanner::Impl::plan_all() {
     CKPT_ASSIGN(uint32_t floor, descriptor_floor(images_));
     scratch_ = floor - 1;
-    scratch_path_ = fmt::format("/proc/self/fd/{}", scratch_);
+    scratch_path_ = fmt::format("{}self/fd/{}", options_.proc ? "" : "/proc/", scratch_);
     index_tables();
     std::vector<Error> blockers;
     for (const auto& [file_id, where] : installed_)
@@ -209,7 +209,8 @@ Slot FilePlanner::Impl::reopen(Program& program, std::string_view label, Slot sl
     program.call(label, SYS_dup3, {slot, scratch_, O_CLOEXEC});
     const unsigned kept = flags & ~static_cast<unsigned>(O_NOFOLLOW | O_CREAT | O_EXCL | O_TRUNC);
     Slot opened = program.descriptor(label, SYS_openat,
-                                     {AT_FDCWD, plan_.string(scratch_path_), kept | O_CLOEXEC});
+                                     {options_.proc ? Arg(*options_.proc) : Arg(AT_FDCWD),
+                                      plan_.string(scratch_path_), kept | O_CLOEXEC});
     program.call(label, SYS_close, {scratch_});
     return opened;
 }

@@ -135,6 +135,7 @@ class RestorePlanner {
         FilePlanOptions options;
         options.externals = externals_;
         options.image_dir = image_dir_;
+        options.proc = proc_;
         options.clocks = clocks_of_tasks();
         options.is_free = [this](const std::string& path) { return is_free(path); };
         options.fill_memory = [&memory](uint32_t shmid, uint64_t size, Slot fd, Program& agent) {
