@@ -112,18 +112,40 @@ static pid_t device_thread(pid_t pid) {
     return found;
 }
 
-/* Has the device thread take notice of PID.park, which is there or not, while all others stand. */
-static int let_it_see(struct sample *self, pid_t pid, struct ckptd_call *call) {
+/* What a process calls itself. */
+static pid_t own_number(pid_t pid) {
+    char path[60], line[200];
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    FILE *status = fopen(path, "re");
+    pid_t number = pid;
+    while (status != NULL && fgets(line, sizeof(line), status) != NULL)
+        if (strncmp(line, "NSpid:", 6) == 0)
+            number = atoi(strrchr(line, '\t') + 1);
+    if (status != NULL)
+        fclose(status);
+    return number;
+}
+
+/* Which of `pids` calls itself so. */
+static pid_t number_here(pid_t number, const pid_t *pids, size_t count) {
+    for (size_t i = 0; i < count; ++i)
+        if (own_number(pids[i]) == number)
+            return pids[i];
+    return number;
+}
+
+/* Has the device thread of process `here` take notice of PID.park, which is there or not, while all others stand. */
+static int let_it_see(struct sample *self, pid_t pid, pid_t here, struct ckptd_call *call) {
     const int parks = file_is_there(self, pid, ".park");
-    const pid_t tid = device_thread(pid);
+    const pid_t tid = device_thread(here);
     if (tid < 0)
         return fail(call, ESRCH, "sample device", "the process has no device thread");
-    if (self->host->run_thread(self->host->context, pid, tid) != 0)
+    if (self->host->run_thread(self->host->context, here, tid) != 0)
         return errno == EBUSY ? 0 : fail(call, errno, "sample device", "cannot let the device thread run");
     int seen = 0;
     while ((seen = file_is_there(self, pid, ".parked") == parks) == 0 && now_usec() < call->deadline_usec)
         usleep(500);
-    if (self->host->hold_thread(self->host->context, pid, tid, UINT64_MAX) != 0)
+    if (self->host->hold_thread(self->host->context, here, tid, UINT64_MAX) != 0)
         return fail(call, errno, "sample device", "cannot stop the device thread");
     return seen ? 0 : fail(call, ETIMEDOUT, "sample device", "the device thread does not answer");
 }
@@ -207,10 +229,8 @@ static int load_files(struct sample *self) {
 
 static int sample_prepare(void *raw, const pid_t *pids, size_t count, struct ckptd_call *call) {
     struct sample *self = raw;
-    (void)pids;
-    (void)count;
     for (size_t i = 0; self->purpose == CKPTD_CHECKPOINT && i < self->count; ++i)
-        if (let_it_see(self, self->pids[i], call) != 0)
+        if (let_it_see(self, self->pids[i], number_here(self->pids[i], pids, count), call) != 0)
             return -1;
     if (self->purpose == CKPTD_RESTORE && load_files(self) != 0)
         return fail(call, errno, "sample-files.txt", "cannot read it");
@@ -425,10 +445,9 @@ static int sample_complete(void *raw, struct ckptd_call *call) {
 
 static int sample_resume(void *raw, const pid_t *pids, size_t count, struct ckptd_call *call) {
     struct sample *self = raw;
-    (void)pids;
-    (void)count;
     for (size_t i = 0; i < self->count; ++i)
-        if (set_park(self, self->pids[i], 0) != 0 || let_it_see(self, self->pids[i], call) != 0)
+        if (set_park(self, self->pids[i], 0) != 0 ||
+            let_it_see(self, self->pids[i], number_here(self->pids[i], pids, count), call) != 0)
             return -1;
     if (self->undo != 0)
         self->host->forget(self->host->context, self->undo);

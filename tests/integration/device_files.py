@@ -1,0 +1,232 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Units of which a plugin carries open files, a connection and memory go to disk and come back: plugins/sample, whose
+device is a folder, with a program of two processes."""
+import json
+
+import harness
+from harness import case, check, check_equal, check_in, wait_for
+
+FOLDER = "/var/lib/sample"
+PLUGIN = "/usr/lib/checkpointd/plugins/sample.so"
+UNIT = "sample-user.service"
+ECHO = f"""import os, selectors, socket
+if os.path.exists("{FOLDER}/peer"):
+    os.unlink("{FOLDER}/peer")
+door = socket.socket(socket.AF_UNIX)
+door.bind("{FOLDER}/peer")
+door.listen()
+wait = selectors.DefaultSelector()
+wait.register(door, selectors.EVENT_READ)
+while True:
+    for key, _ in wait.select():
+        if key.fileobj is door:
+            wait.register(door.accept()[0], selectors.EVENT_READ)
+            continue
+        try:
+            if key.fileobj.send(key.fileobj.recv(100)) == 0:
+                raise OSError("it has gone")
+        except OSError:
+            wait.unregister(key.fileobj)
+            key.fileobj.close()
+"""
+PROGRAM = f"""import ctypes, fcntl, json, mmap, os, socket, struct, termios, threading, time
+def terminal(rows, columns):
+    fd = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+    return fd
+def size(fd):
+    return list(struct.unpack("4H", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))[:2])
+def report(name, state):
+    with open(f"{FOLDER}/{{name}}.part", "w") as out:
+        json.dump(state, out)
+    os.rename(f"{FOLDER}/{{name}}.part", f"{FOLDER}/{{name}}.json")
+shared = terminal(33, 44)
+parent = os.getpid()
+if os.fork() == 0:
+    own, count = terminal(55, 66), 0
+    while os.getppid() == parent:
+        count += 1
+        report("child", dict(count=count, shared=size(shared), own=size(own)))
+        time.sleep(0.05)
+    os._exit(0)
+own = terminal(77, 88)
+peer = socket.socket(socket.AF_UNIX)
+peer.connect("{FOLDER}/peer")
+peer.setblocking(False)
+with open("{FOLDER}/some.memory", "wb+") as file:
+    file.truncate(16384)
+    memory = mmap.mmap(file.fileno(), 8192, offset=8192)
+memory[8:] = b"m" * 8184
+device = f"{FOLDER}/{{parent}}"
+with open(device, "w") as out:
+    out.write("4711")
+def answer():
+    ctypes.CDLL(None).prctl(15, b"device")
+    parked = False
+    while True:
+        time.sleep(0.002)
+        if os.path.exists(device + ".park") != parked:
+            parked = not parked
+            open(device + ".parked", "w").close() if parked else os.unlink(device + ".parked")
+threading.Thread(target=answer, daemon=True).start()
+count = echoes = wrong = 0
+while True:
+    wrong += struct.unpack("Q", memory[:8])[0] != count or memory[8:] != b"m" * 8184
+    count += 1
+    memory[:8] = struct.pack("Q", count)
+    peer.send(b"x")
+    try:
+        echoes += len(peer.recv(100))
+    except BlockingIOError:
+        pass
+    report("parent", dict(count=count, echoes=echoes, wrong=wrong, shared=size(shared), own=size(own), pid=os.getpid()))
+    time.sleep(0.05)
+"""
+
+
+class User:
+    def __init__(self, host):
+        self.host = host
+        host.sh(f"mkdir -p {FOLDER} /run/checkpointd; touch /run/checkpointd/allow-faults; "
+                f"cp /usr/lib/checkpointd-test-plugins/sample.so {PLUGIN}")
+        host.write("/etc/checkpointd/policy.yaml",
+                   f"version: 1\ndefaults: {{pid-taken: namespace, plugins: {{sample: {{folder: {FOLDER}}}}}}}\n")
+        host.run("crctl", "policy", "reload")
+        for name, text in (("echo", ECHO), ("user", PROGRAM)):
+            host.write(f"/usr/local/lib/sample-{name}.py", text)
+            host.write(f"/etc/systemd/system/sample-{name}.service",
+                       f"[Service]\nExecStart=/usr/bin/python3 /usr/local/lib/sample-{name}.py\n")
+        host.sh("systemctl daemon-reload; systemctl start sample-echo.service")
+        wait_for(lambda: host.exists(f"{FOLDER}/peer"), "the peer listens")
+        self.start()
+
+    def start(self):
+        self.host.sh(f"systemctl stop {UNIT}; rm -f {FOLDER}/*.json {FOLDER}/[0-9]* {FOLDER}/log; systemctl start {UNIT}")
+        wait_for(lambda: self.host.exists(f"{FOLDER}/child.json") and self.look()["echoes"] > 3, "it runs", 30)
+        return self
+
+    def look(self, name="parent"):
+        return json.loads(self.host.sh(f"cat {FOLDER}/{name}.json 2>/dev/null || echo '{{}}'").out or "{}") or \
+            {"count": 0, "echoes": 0}
+
+    def check_goes_on(self, when, since=None):
+        """Both count on; terminals, connection and memory are what they were, from inside."""
+        self.host.sh(f"for f in {FOLDER}/*.memory.new; do [ -e $f ] && mv $f {FOLDER}/some.memory; done; true")
+        first, child = self.look(), self.look("child")
+        wait_for(lambda: self.look()["echoes"] > first["echoes"] + 2 and self.look("child")["count"] > child["count"],
+                 f"{when}: both go on", 30)
+        now, child = self.look(), self.look("child")
+        check_equal((now["shared"], now["own"], child["shared"], child["own"]), ([33, 44], [77, 88], [33, 44], [55, 66]),
+                    f"{when}: terminals")
+        check_equal(now["wrong"], 0, f"{when}: looks at memory that was wrong")
+        if since:
+            check_equal(now["pid"], since["pid"], f"{when}: PID, as it sees it")
+            check(now["count"] >= since["count"], f"{when}: it counts on", (since, now))
+        check_equal(self.host.sh(f"ls -d {FOLDER}/*.park 2>/dev/null || true").out, "", f"{when}: processes that are parked")
+        return now
+
+    def crctl(self, verb, *options, check=True):
+        return self.host.run("crctl", verb, UNIT, *options, check=check, timeout=180)
+
+    def refuse(self, verb, *options):
+        outcome = self.crctl(verb, *options, check=False)
+        check(outcome.code != 0, f"{verb} is refused", outcome)
+        return outcome.err
+
+    def check_down(self, when):
+        state = self.host.unit(UNIT)
+        check_equal((state["ActiveState"], state["Result"]), ("inactive", "success"), f"{when}: the unit")
+        check_equal(self.host.sh("pgrep -f [s]ample-user.py || true").out, "", f"{when}: its processes")
+
+    def check_no_trace(self, when):
+        out = self.host.sh(f"systemctl show {UNIT} -p DropInPaths --value; ls -d /run/checkpointd/jobs/*/undo "
+                           "2>/dev/null || true").out.splitlines()
+        check_equal((harness.without_gate(out[0]), out[1:]), ([], []), f"{when}: drop-ins, journals")
+
+
+_users = []
+
+
+def user(t):
+    host = t.host()
+    if not _users:
+        _users.append(User(host))
+    if host.unit(UNIT)["ActiveState"] != "active":
+        _users[0].start()
+    return _users[0]
+
+
+@case
+def down_and_up(t):
+    unit = user(t)
+    before = unit.check_goes_on("fresh")
+    unit.crctl("checkpoint")
+    unit.check_down("checkpoint")
+    unit.crctl("restore")
+    after = unit.check_goes_on("restored", before)
+    maps = unit.host.run("cat", f"/proc/{after['pid']}/maps").out
+    check_in("00003000", [line for line in maps.splitlines() if "some.memory" in line][0], "where it is mapped from")
+
+
+@case
+def snapshot_and_suspend(t):
+    unit = user(t)
+    unit.crctl("checkpoint", "--mode", "snapshot")
+    before = unit.check_goes_on("snapshot")
+    unit.crctl("checkpoint", "--mode", "suspend")
+    unit.crctl("restore")
+    unit.check_goes_on("resumed", before)
+
+
+@case
+def without_the_plugin_it_is_refused(t):
+    unit = user(t)
+    unit.host.run("mv", PLUGIN, "/root/")
+    check_in("cannot carry this terminal", unit.refuse("checkpoint"), "what cannot be carried")
+    before = unit.check_goes_on("refused")
+    unit.host.run("mv", "/root/sample.so", PLUGIN)
+    unit.crctl("checkpoint")
+    unit.host.run("mv", PLUGIN, "/root/")
+    check_in("plugin 'sample': is not installed", unit.refuse("restore"), "what is missing")
+    unit.host.run("mv", "/root/sample.so", PLUGIN)
+    unit.crctl("restore")
+    unit.check_goes_on("restored", before)
+
+
+@case
+def faults_at_every_step_of_it(t):
+    unit = user(t)
+    for step in ("checkpoint.device-mappings", "checkpoint.device-files"):
+        for action in ("fail", "kill"):
+            before = unit.look()
+            unit.refuse("checkpoint", "--x-fault", f"step={step},action={action}")
+            unit.check_goes_on(f"{step} {action}", before)
+            unit.check_no_trace(f"{step} {action}")
+    before = unit.look()
+    unit.crctl("checkpoint")
+    for step in ("restore.device-files", "restore.device-files.again", "restore.device-files.share"):
+        for action in ("fail", "kill"):
+            unit.refuse("restore", "--x-fault", f"step={step},action={action}")
+            wait_for(lambda: unit.host.unit(UNIT)["ActiveState"] == "inactive", f"{step}: inactive", 30)
+            unit.check_down(f"{step} {action}")
+            unit.check_no_trace(f"{step} {action}")
+    unit.crctl("restore")
+    unit.check_goes_on("restored in the end", before)
+
+
+@case
+def in_a_pid_namespace(t):
+    unit = user(t)
+    unit.crctl("checkpoint")
+    unit.crctl("restore")
+    before = unit.check_goes_on("restored")  # it has a file open by now that has no name
+    image = unit.host.run("crctl", "--json", "checkpoint", UNIT, timeout=180).json()["Image"]
+    unit.host.run("systemctl", "stop", unit.host.keeper_of(image))
+    with unit.host.taken(before["pid"]):
+        check_in("namespace", unit.crctl("restore").out, "where it is")
+        unit.check_goes_on("in a namespace", before)
+        unit.host.run("systemctl", "stop", UNIT)
+
+
+harness.main()
