@@ -15,7 +15,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kLeastPiece = 64u << 10;
-constexpr uint64_t kMostPiece = 16u << 20;
+constexpr uint64_t kMostPiece = 4u << 20;  // its pages cost more than a bigger copy gains
 
 // Anonymous memory; released: it stays for good.
 class Staging {

@@ -240,13 +240,13 @@ TEST_F(Transfer, LeavingWithoutFinishIsCancelling) {
 TEST(PieceBytes, DividesTheMemory) {
     TransferOptions options;
     options.gpu_count = 2;
-    EXPECT_EQ(piece_bytes(options), 8u << 20);
+    EXPECT_EQ(piece_bytes(options), 4u << 20);
     options.gpu_count = 8;
     EXPECT_EQ(piece_bytes(options), 2u << 20);
     options.staging_bytes = 1;
     EXPECT_EQ(piece_bytes(options), 64u << 10);
     options.staging_bytes = 1ull << 40;
-    EXPECT_EQ(piece_bytes(options), 16u << 20);
+    EXPECT_EQ(piece_bytes(options), 4u << 20);
 }
 
 }  // namespace
