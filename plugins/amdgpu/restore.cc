@@ -150,8 +150,10 @@ Result<void> Restore::probe() {
     if (ids.empty())
         return {};  // an image of a time when images did not say who is needed
     std::vector<Error> blockers;
+    // Processes that want the same GPUs lack the same ones.
     auto keep = [&](Result<void> result) {
-        if (!result)
+        const auto is_same = [&](const Error& one) { return one.text() == result.error().text(); };
+        if (!result && std::none_of(blockers.begin(), blockers.end(), is_same))
             blockers.push_back(std::move(result).error());
     };
     keep(check_kfd_version(kfd_));

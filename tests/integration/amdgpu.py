@@ -77,7 +77,9 @@ def machines_that_will_not_do(t):
                        (tuple(gpu.replace(":64", ":4") for gpu in TWO), "vram_size is 4194304"),
                        ((), "its device is not here")):
         have_gpus(unit.host, *gpus)
-        check_in(told, unit.refuse("restore"), f"GPUs {gpus}")
+        answer = unit.refuse("restore").splitlines()
+        check_in(told, "\n".join(answer), f"GPUs {gpus}")
+        check_equal(len(set(answer)), len(answer), f"GPUs {gpus}: each reason is told once")
         check(unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{gpus}: nothing was started")
     have_gpus(unit.host, *TWO)
     unit.crctl("restore")
