@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Programs on the emulated AMD GPUs of tests/gpu/kfd, for amdgpu.py. The driver is a file system (kfd-emulator); the
 programs' calls on /dev/kfd and the plugin's, their mappings and all of the engine are real."""
+import os
 import re
 
 from gpu_units import Program
-from harness import check, check_equal, wait_for
+from harness import Skip, check, check_equal, wait_for
 
 HOME = "/usr/lib/checkpointd-test-gpu"
 FOLDER = "/run/kfd-emulated"
@@ -104,6 +105,8 @@ _programs = {}
 
 
 def program(t):
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise Skip("no /dev/fuse, which the emulated devices are made of")
     host = t.host()
     if not _programs:
         have_gpus(host, *TWO)
