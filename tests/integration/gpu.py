@@ -3,7 +3,7 @@
 """Units that compute on a GPU go to disk and come back, and are never left locked. The driver is an emulation."""
 import harness
 from gpu_units import FIRST, HOME, MEMORY, OTHER, STATUS, have_devices, have_driver, have_faults, policy, program, uuid
-from harness import case, check, check_equal, check_in, wait_for
+from harness import SOAK, case, check, check_equal, check_in, wait_for
 
 @case
 def down_and_up(t):
