@@ -103,10 +103,7 @@ class Dump {
                   shared_,
                   blockers_},
           context_{pids_, seccomp_, memory_, blockers_, std::nullopt} {
-        if (request_.plugins && request_.plugins->takes_mappings())
-            memory_.ask_plugins = [this](pid_t pid, const images::vma_entry& vma, const std::string& path, int fd) {
-                return offer_mapping(pid, vma, path, fd);
-            };
+        offer_mappings();
     }
 
     Result<void> collect();
@@ -117,6 +114,7 @@ class Dump {
 
   private:
     CollectOptions collect_options(std::set<std::string> externals);
+    void offer_mappings();
     Result<std::optional<std::string>> offer_mapping(pid_t pid, const images::vma_entry& vma, const std::string& path,
                                                      int fd);
     Result<void> map_pids();
@@ -167,6 +165,13 @@ CollectOptions Dump::collect_options(std::set<std::string> externals) {
             return request_.plugins->dump_file(file.pid, file.copy, id, deadline_of(request_));
         };
     return options;
+}
+
+void Dump::offer_mappings() {
+    if (request_.plugins && request_.plugins->takes_mappings())
+        memory_.ask_plugins = [this](pid_t pid, const images::vma_entry& vma, const std::string& path, int fd) {
+            return offer_mapping(pid, vma, path, fd);
+        };
 }
 
 Result<std::optional<std::string>> Dump::offer_mapping(pid_t pid, const images::vma_entry& vma,
