@@ -17,6 +17,7 @@
 
 #include "core/base/io.h"
 #include "core/base/pipe.h"
+#include "core/base/send_descriptors.h"
 #include "core/kernel/proc_status.h"
 #include "core/kernel/proc_task.h"
 #include "core/transaction/recorded_process.h"
@@ -178,28 +179,15 @@ timeval time_left(Deadline deadline) {
 }
 
 // With the descriptor, unless that is -1. No deadline: does not wait for room in the queue.
-Result<void> send_message(pid_t pid, const std::string& path, std::string text, int descriptor,
+Result<void> send_message(pid_t pid, const std::string& path, const std::string& text, int descriptor,
                           std::optional<Deadline> deadline) {
     CKPT_ASSIGN(const ScopedFd fd, connect_to(pid, path));
-    iovec part = {text.data(), text.size()};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr message = {};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    if (descriptor >= 0) {
-        message.msg_control = control;
-        message.msg_controllen = sizeof(control);
-        cmsghdr* header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(int));
-        std::memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
-    }
     if (deadline) {
         const timeval limit = time_left(*deadline);
         setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
     }
-    if (sendmsg(fd.get(), &message, MSG_NOSIGNAL | (deadline ? 0 : MSG_DONTWAIT)) < 0)
+    const int flags = MSG_NOSIGNAL | (deadline ? 0 : MSG_DONTWAIT);
+    if (send_descriptors(fd.get(), text.data(), text.size(), &descriptor, descriptor >= 0 ? 1 : 0, flags) < 0)
         return fail_errno(path, "cannot send to the program's socket");
     return {};
 }

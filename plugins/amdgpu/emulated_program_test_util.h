@@ -13,27 +13,10 @@
 #include <random>
 
 #include "core/base/scoped_fd.h"
+#include "core/base/send_descriptors.h"
 #include "tests/gpu/kfd/in_process.h"
 
 namespace checkpointd::amdgpu {
-
-// Hands a descriptor to whoever has the other end.
-inline bool send_descriptor(int socket, int fd) {
-    char byte = 0;
-    iovec bytes{&byte, 1};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr message{};
-    message.msg_iov = &bytes;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof(control);
-    cmsghdr* part = CMSG_FIRSTHDR(&message);
-    part->cmsg_level = SOL_SOCKET;
-    part->cmsg_type = SCM_RIGHTS;
-    part->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(part), &fd, sizeof(int));
-    return sendmsg(socket, &message, 0) == 1;
-}
 
 class EmulatedProgram {
   public:
@@ -60,8 +43,8 @@ class EmulatedProgram {
     void as_itself() { kfd_.act_as({pid_, pid_}); }
     // Also without being its own: what a parent lends.
     void give(int fd) {
-        ASSERT_TRUE(send_descriptor(socket_.get(), fd));
         char answer = 0;
+        ASSERT_EQ(send_descriptors(socket_.get(), &answer, 1, &fd, 1, 0), 1);
         ASSERT_EQ(read(socket_.get(), &answer, 1), 1);
     }
     void end() {

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/base/send_descriptors.h"
 
 extern char** environ;
 
@@ -61,24 +62,6 @@ Result<bool> receive(int fd, Answer& answer, Backend::Deadline deadline) {
     return true;
 }
 
-bool send_request(int socket, const Request& request, int fd) {
-    iovec data{const_cast<Request*>(&request), sizeof(request)};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr message{};
-    message.msg_iov = &data;
-    message.msg_iovlen = 1;
-    if (fd >= 0) {
-        message.msg_control = control;
-        message.msg_controllen = sizeof(control);
-        cmsghdr* header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(int));
-        std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
-    }
-    return sendmsg(socket, &message, MSG_NOSIGNAL) == sizeof(request);
-}
-
 }  // namespace
 
 Result<HelperBackend::Connection> HelperBackend::connect() {
@@ -101,7 +84,8 @@ Result<Answer> HelperBackend::ask(const Request& request, Deadline deadline, int
     if (!connection_.fd) {
         CKPT_ASSIGN(connection_, connect());
     }
-    if (!send_request(connection_.fd.get(), request, fd)) {
+    if (send_descriptors(connection_.fd.get(), &request, sizeof(request), &fd, fd >= 0 ? 1 : 0, MSG_NOSIGNAL) !=
+        sizeof(request)) {
         connection_.fd.reset();
         return fail_errno(kHelper, "cannot be asked");
     }

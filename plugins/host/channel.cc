@@ -8,9 +8,9 @@
 #include <cstring>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/base/send_descriptors.h"
 #include "plugins/host/deadline.h"
 
 namespace checkpointd {
@@ -71,21 +71,7 @@ int Channel::send(int fd, const void* data, size_t size, const int* fds, size_t 
         return with_errno(EINVAL);
     if (size > kMostBytes)
         return with_errno(EMSGSIZE);
-    Control control;
-    iovec bytes{const_cast<void*>(data), size};
-    msghdr message{};
-    message.msg_iov = &bytes;
-    message.msg_iovlen = 1;
-    if (count > 0) {
-        message.msg_control = control.bytes;
-        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-        cmsghdr* part = CMSG_FIRSTHDR(&message);
-        part->cmsg_level = SOL_SOCKET;
-        part->cmsg_type = SCM_RIGHTS;
-        part->cmsg_len = CMSG_LEN(count * sizeof(int));
-        std::memcpy(CMSG_DATA(part), fds, count * sizeof(int));
-    }
-    while (syscall(SYS_sendmsg, fd, &message, MSG_NOSIGNAL) < 0)
+    while (send_descriptors(fd, data, size, fds, count, MSG_NOSIGNAL) < 0)
         if (errno != EINTR)
             return -1;
     return 0;
