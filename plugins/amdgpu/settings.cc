@@ -4,8 +4,6 @@
 #include <charconv>
 #include <sstream>
 
-#include "config/policy/duration.h"
-
 namespace checkpointd::amdgpu {
 
 const char* const kSettingNames[] = {"parallel",         "staging-memory", "copy-timeout",
@@ -31,13 +29,6 @@ Result<uint64_t> parse_size(const std::string& text) {
     return number << shift;
 }
 
-Result<std::chrono::milliseconds> parse_span(const std::string& text) {
-    auto span = parse_duration(text);
-    if (!span || *span <= Microseconds(0) || *span > std::chrono::hours(24 * 7))
-        return fail(ErrorKind::kBadInput, text, "write it as in \"1min 30s\", up to a week");
-    return std::chrono::ceil<std::chrono::milliseconds>(*span);
-}
-
 bool parse_gpu(std::string text, uint32_t& out) {
     const int base = text.starts_with("0x") ? 16 : 10;
     if (base == 16)
@@ -55,7 +46,7 @@ Result<std::map<uint32_t, uint32_t>> parse_map(const std::string& text) {
         uint32_t to = 0;
         if (middle == std::string::npos || !parse_gpu(one.substr(0, middle), from) ||
             !parse_gpu(one.substr(middle + 1), to) || !map.emplace(from, to).second)
-            return fail(ErrorKind::kBadInput, one,
+            return fail(ErrorKind::kBadInput, text,
                         "write it as 0xOLD=0xNEW,...; /sys/class/kfd/kfd/topology/nodes/*/gpu_id "
                         "are those here");
     }
@@ -69,7 +60,7 @@ Result<Settings> Settings::read(const SettingReader::Get& get) {
     SettingReader reader("amdgpu", get);
     reader.take_switch("parallel", settings.is_parallel);
     reader.take("staging-memory", settings.staging_bytes, parse_size);
-    reader.take("copy-timeout", settings.copy_timeout, parse_span);
+    reader.take_span("copy-timeout", settings.copy_timeout, "1min 30s");
     reader.take("device-map", settings.rules.wanted, parse_map);
     reader.take_switch("firmware-check", settings.rules.firmware);
     reader.take_switch("sdma-firmware-check", settings.rules.sdma_firmware);

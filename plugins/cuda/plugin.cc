@@ -5,34 +5,10 @@
 
 #include "plugins/cuda/session.h"
 #include "plugins/host/deadline.h"
+#include "plugins/host/tell.h"
 
 namespace checkpointd::cuda {
 namespace {
-
-ckptd_trouble trouble_of(ErrorKind kind) {
-    switch (kind) {
-        case ErrorKind::kUnsupported:
-        case ErrorKind::kNotFound: return CKPTD_UNSUPPORTED;
-        case ErrorKind::kBadInput: return CKPTD_BAD_INPUT;
-        case ErrorKind::kBadImage: return CKPTD_BAD_IMAGE;
-        case ErrorKind::kConflict: return CKPTD_CONFLICT;
-        case ErrorKind::kTimeout: return CKPTD_TIMEOUT;
-        case ErrorKind::kGone: return CKPTD_GONE;
-        default: return CKPTD_SYSTEM;
-    }
-}
-
-// The causes are the reasons, where there are any.
-int told(const ckptd_call* call, const Error& error) {
-    if (error.causes.empty())
-        call->fail(call, trouble_of(error.kind), error.errno_code, error.object.c_str(), error.message.c_str(),
-                   error.remedy.empty() ? nullptr : error.remedy.c_str());
-    for (const Error& cause : error.causes)
-        told(call, cause);
-    return -1;
-}
-
-int answer(const ckptd_call* call, const Result<void>& result) { return result ? 0 : told(call, result.error()); }
 
 Session& of(void* self) { return *static_cast<Session*>(self); }
 
@@ -43,7 +19,7 @@ Session::Deadline deadline_of(const ckptd_call* call) { return to_deadline(call-
 int open(const ckptd_host* host, ckptd_purpose purpose, ckptd_call* call, void** self) {
     auto session = Session::open(*host, purpose);
     if (!session)
-        return told(call, session.error());
+        return tell(call, session.error());
     *self = session->release();
     return *self == nullptr ? 1 : 0;
 }
@@ -52,26 +28,26 @@ void close(void* self) { delete static_cast<Session*>(self); }
 
 int probe(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
     auto used = of(self).probe(list(pids, count), deadline_of(call));
-    return used ? (*used ? 1 : 0) : told(call, used.error());
+    return used ? (*used ? 1 : 0) : tell(call, used.error());
 }
 
 int quiesce(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
-    return answer(call, of(self).quiesce(list(pids, count)));
+    return tell(call, of(self).quiesce(list(pids, count)));
 }
 
 int prepare(void* self, const pid_t*, size_t, ckptd_call* call) {
-    return answer(call, of(self).prepare(*call, deadline_of(call)));
+    return tell(call, of(self).prepare(*call, deadline_of(call)));
 }
 
-int transfer(void* self, ckptd_call* call) { return answer(call, of(self).transfer(*call)); }
+int transfer(void* self, ckptd_call* call) { return tell(call, of(self).transfer(*call)); }
 
-int complete(void* self, ckptd_call* call) { return answer(call, of(self).complete(deadline_of(call))); }
+int complete(void* self, ckptd_call* call) { return tell(call, of(self).complete(deadline_of(call))); }
 
 int resume(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
-    return answer(call, of(self).resume(list(pids, count), deadline_of(call)));
+    return tell(call, of(self).resume(list(pids, count), deadline_of(call)));
 }
 
-int undo(const char* record, ckptd_call* call) { return answer(call, Session::undo(record, deadline_of(call))); }
+int undo(const char* record, ckptd_call* call) { return tell(call, Session::undo(record, deadline_of(call))); }
 
 constexpr ckptd_plugin kPlugin = {
     .size = sizeof(ckptd_plugin),

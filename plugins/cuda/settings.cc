@@ -4,8 +4,6 @@
 #include <charconv>
 #include <sstream>
 
-#include "config/policy/duration.h"
-
 namespace checkpointd::cuda {
 
 const char* const kSettingNames[] = {"backend",    "command",      "lock-timeout", "checkpoint-timeout",
@@ -16,45 +14,27 @@ namespace {
 
 constexpr size_t kUuidText = 40;  // with "GPU-"
 
-tl::unexpected<Error> wrong(const char* name, const std::string& value, std::string allowed) {
-    return fail(ErrorKind::kBadInput, fmt::format("plugins.cuda.{}", name), fmt::format("cannot be '{}'", value),
-                std::move(allowed));
-}
-
-Result<bool> choose(const char* name, const std::string& value, const std::string& yes, const std::string& no) {
-    if (value == yes || value == no)
-        return value == yes;
-    return wrong(name, value, fmt::format("allowed: {}, {}", yes, no));
-}
-
-Result<std::chrono::milliseconds> parse_span(const char* name, const std::string& value) {
-    auto span = parse_duration(value);
-    if (!span || *span <= Microseconds(0) || *span > std::chrono::hours(24 * 7))
-        return wrong(name, value, "write it as in \"5min 20s\", up to a week");
-    return std::chrono::ceil<std::chrono::milliseconds>(*span);
-}
-
-Result<OnTimeout> parse_on_timeout(const char* name, const std::string& value) {
+Result<OnTimeout> parse_on_timeout(const std::string& value) {
     if (value == "resume")
         return OnTimeout::kResume;
     if (value == "kill")
         return OnTimeout::kKill;
     if (value == "leave")
         return OnTimeout::kLeave;
-    return wrong(name, value, "allowed: resume, kill, leave");
+    return fail(ErrorKind::kBadInput, value, "allowed: resume, kill, leave");
 }
 
-Result<StorageWanted> parse_storage(const char* name, const std::string& value) {
+Result<StorageWanted> parse_storage(const std::string& value) {
     if (value == "auto")
         return StorageWanted::kAuto;
     if (value == "host")
         return StorageWanted::kHost;
     if (value == "custom")
         return StorageWanted::kCustom;
-    return wrong(name, value, "allowed: auto, custom, host");
+    return fail(ErrorKind::kBadInput, value, "allowed: auto, custom, host");
 }
 
-Result<std::vector<GpuPair>> parse_device_map(const char* name, const std::string& value) {
+Result<std::vector<GpuPair>> parse_device_map(const std::string& value) {
     std::vector<GpuPair> pairs;
     std::stringstream all(value);
     for (std::string one; std::getline(all, one, ',');) {
@@ -62,7 +42,7 @@ Result<std::vector<GpuPair>> parse_device_map(const char* name, const std::strin
         auto from = parse_uuid(one.substr(0, middle));
         auto to = parse_uuid(middle == std::string::npos ? std::string() : one.substr(middle + 1));
         if (!from || !to)
-            return wrong(name, one, "write it as GPU-OLD=GPU-NEW,...; nvidia-smi -L lists what is here");
+            return fail(ErrorKind::kBadInput, one, "write it as GPU-OLD=GPU-NEW,...; nvidia-smi -L lists what is here");
         pairs.push_back({*from, *to});
     }
     return pairs;
@@ -70,32 +50,18 @@ Result<std::vector<GpuPair>> parse_device_map(const char* name, const std::strin
 
 }  // namespace
 
-Result<Settings> Settings::read(const std::function<const char*(const char*)>& get) {
+Result<Settings> Settings::read(const SettingReader::Get& get) {
     Settings settings;
-    std::vector<Error> errors;
-    auto take = [&](const char* name, auto& out, auto&& parse) {
-        const char* text = get(name);
-        if (text == nullptr)
-            return;
-        auto value = parse(name, std::string(text));
-        if (value)
-            out = std::move(*value);
-        else
-            errors.push_back(std::move(value).error());
-    };
-    take("backend", settings.by_command,
-         [](const char* name, const std::string& value) { return choose(name, value, "command", "driver-api"); });
-    take("command", settings.command, [](const char*, const std::string& value) { return Result<std::string>(value); });
-    take("lock-timeout", settings.lock_timeout, parse_span);
-    take("checkpoint-timeout", settings.checkpoint_timeout, parse_span);
-    take("on-timeout", settings.on_timeout, parse_on_timeout);
-    take("check-memory", settings.checks_memory,
-         [](const char* name, const std::string& value) { return choose(name, value, "yes", "no"); });
-    take("storage", settings.storage, parse_storage);
-    take("device-map", settings.device_map, parse_device_map);
-    if (errors.size() == 1)
-        return tl::unexpected(std::move(errors.front()));
-    CKPT_TRY(all_blockers("plugins.cuda", "has settings that cannot be right", std::move(errors)));
+    SettingReader reader("cuda", get);
+    reader.take_choice("backend", settings.by_command, "command", "driver-api");
+    reader.take("command", settings.command, [](const std::string& value) { return Result<std::string>(value); });
+    reader.take_span("lock-timeout", settings.lock_timeout, "5min 20s");
+    reader.take_span("checkpoint-timeout", settings.checkpoint_timeout, "5min 20s");
+    reader.take("on-timeout", settings.on_timeout, parse_on_timeout);
+    reader.take_switch("check-memory", settings.checks_memory);
+    reader.take("storage", settings.storage, parse_storage);
+    reader.take("device-map", settings.device_map, parse_device_map);
+    CKPT_TRY(reader.finish());
     return settings;
 }
 

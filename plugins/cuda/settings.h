@@ -8,6 +8,7 @@
 
 #include "core/base/error.h"
 #include "plugins/cuda/cuda_abi.h"
+#include "plugins/host/setting_reader.h"
 
 namespace checkpointd::cuda {
 
@@ -31,7 +32,7 @@ struct Settings {
     std::vector<GpuPair> device_map;
 
     // `get` answers a setting's text, or null. All that is wrong comes back as one error.
-    static Result<Settings> read(const std::function<const char*(const char*)>& get);
+    static Result<Settings> read(const SettingReader::Get& get);
 };
 
 // "GPU-12345678-1234-1234-1234-123456789abc", as nvidia-smi -L writes it, and back.
