@@ -137,12 +137,7 @@ def a_dead_worker_leaves_no_queue_evicted(t):
     if SOAK:
         steps = ["checkpoint.quiesce", "checkpoint.freeze", *steps, "checkpoint.files", "checkpoint.write",
                  "checkpoint.finish", "checkpoint.commit"]
-    for step in steps:
-        for action in ("kill", "fail") if SOAK else ("kill",):
-            since = unit.look()
-            unit.refuse("checkpoint", "--x-fault", f"step={step},action={action}")
-            unit.check_counts(f"{step} {action}", since)
-            unit.check_no_trace(f"{step} {action}")
+    unit.check_dead_workers((step, action) for step in steps for action in (("kill", "fail") if SOAK else ("kill",)))
     since = unit.look()
     unit.refuse("checkpoint", "--mode", "snapshot", "--x-fault", "step=checkpoint.resume-devices,action=kill")
     unit.check_counts("killed while the devices are resumed", since)

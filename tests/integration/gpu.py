@@ -104,13 +104,9 @@ def whatever_the_driver_answers(t):
 @case
 def a_dead_worker_leaves_nothing_locked(t):
     unit = program(t)
-    for step in ("checkpoint.quiesce", "checkpoint.freeze", "checkpoint.devices", "checkpoint.collect", "checkpoint.memory",
-                 "checkpoint.commit"):
-        for action in ("kill", "fail"):
-            since = unit.look()
-            unit.refuse("checkpoint", "--x-fault", f"step={step},action={action}")
-            unit.check_counts(f"{step} {action}", since)
-            unit.check_no_trace(f"{step} {action}")
+    steps = ("checkpoint.quiesce", "checkpoint.freeze", "checkpoint.devices", "checkpoint.collect", "checkpoint.memory",
+             "checkpoint.commit")
+    unit.check_dead_workers((step, action) for step in steps for action in ("kill", "fail"))
     since = unit.look()
     unit.refuse("checkpoint", "--mode", "snapshot", "--x-fault", "step=checkpoint.resume-devices,action=kill")
     unit.check_counts("killed while the devices are resumed", since)
@@ -307,11 +303,7 @@ def a_dead_worker_leaves_nothing_mapped(t):
         crash(unit, "checkpoint --mode snapshot", call)
         unit.check_counts(f"killed in {call}", since)
         unit.check_no_trace(f"killed in {call}")
-    for step, action in (("checkpoint.collect", "kill"), ("checkpoint.memory", "fail")):
-        since = unit.look()
-        unit.refuse("checkpoint", "--x-fault", f"step={step},action={action}")
-        unit.check_counts(f"{step} {action}", since)
-        unit.check_no_trace(f"{step} {action}")
+    unit.check_dead_workers((("checkpoint.collect", "kill"), ("checkpoint.memory", "fail")))
     for call in ("restore", "copy", "complete") if SOAK else ("complete",):
         unit.crctl("checkpoint")
         crash(unit, "restore", call)

@@ -86,6 +86,14 @@ class Program:
                            "2>/dev/null || true").out.splitlines()
         check_equal((harness.without_gate(out[0]), out[1:]), ([], []), f"{when}: drop-ins, journals")
 
+    def check_dead_workers(self, faults):
+        """At each (step, action) a checkpoint ends, and nothing has happened to the program."""
+        for step, action in faults:
+            since = self.look()
+            self.refuse("checkpoint", "--x-fault", f"step={step},action={action}")
+            self.check_counts(f"{step} {action}", since)
+            self.check_no_trace(f"{step} {action}")
+
 
 def have_devices(host, *devices):
     host.sh(f"mountpoint -q {MEMORY} || {{ mkdir -p {MEMORY}; mount -t tmpfs -o mode=1777 tmpfs {MEMORY}; }}; for d in nvidiactl nvidia0; do test -e /dev/$d || mknod -m 666 /dev/$d c 1 11; done")
