@@ -133,6 +133,7 @@ constexpr OptionRow kOptions[] = {
     {"inherit-fd", 0, kNeeds, add_inherited, "fd[N]:KEY: what takes its place"},
     {"timeout", 0, kNeeds, set_timeout, "SECONDS: give up a dump after this long"},
     {"manage-cgroups", 0, kMay, check_cgroup_mode, "[=ignore]"},
+    {"libdir", 'L', kNeeds, set_text<&Options::libdir>, "DIR: plugins (of checkpointd) for devices"},
     {"feature", 0, kNeeds, add_feature, "NAME: ask `check` for a single feature"},
     {"verbosity", 'v', kMay, set_verbosity, "[NUM]: 1 errors ... 4 debug"},
     {"version", 'V', kNone, set_flag<&Options::show_version>, "version"},

@@ -21,6 +21,7 @@ struct Options {
     std::string work_dir;  // empty: the images directory
     std::string log_file;  // empty: standard error
     std::string pid_file;
+    std::string libdir;  // of plugins; empty: not named
     pid_t tree = 0;
     bool leave_running = false;
     bool leave_stopped = false;

@@ -46,6 +46,12 @@ TEST(CommandLine, RefusesByName) {
     EXPECT_FALSE(parse({}));
 }
 
+TEST(CommandLine, DirectoryOfPlugins) {
+    EXPECT_EQ(parse({"dump", "-t", "7", "-L", "/plugins"})->libdir, "/plugins");
+    EXPECT_EQ(parse({"restore", "--libdir=/plugins"})->libdir, "/plugins");
+    EXPECT_EQ(parse({"restore"})->libdir, "");
+}
+
 TEST(CommandLine, ExternalKeys) {
     auto options = parse({"restore", "--external", "unix[12]", "--inherit-fd", "fd[5]:socket:[12]"});
     ASSERT_TRUE(options) << options.error().text();

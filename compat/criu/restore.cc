@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 
 #include "compat/criu/actions.h"
+#include "compat/criu/devices.h"
 #include "core/base/io.h"
 
 namespace checkpointd::criu {
@@ -23,15 +24,13 @@ void wait_for_children() {
     }
 }
 
-}  // namespace
-
-Result<void> restore(const Options& options, const Log& log) {
-    CKPT_ASSIGN(ScopedFd dir, open_at(AT_FDCWD, options.images_dir, O_DIRECTORY | O_RDONLY));
+Result<void> restore(const Options& options, const Log& log, int image_dir_fd, Plugins* plugins) {
     LoggedSteps steps(log, std::nullopt);
     RestoreRequest request(steps);
-    request.image_dir_fd = dir.get();
+    request.image_dir_fd = image_dir_fd;
     request.externals = options.inherited;
     request.shell_job = options.shell_job;
+    request.plugins = plugins;
     request.parent = options.restore_sibling ? RestoreRequest::Parent::kSibling
                                              : RestoreRequest::Parent::kChild;
     RestoreStats stats;
@@ -40,7 +39,15 @@ Result<void> restore(const Options& options, const Log& log) {
                          stats.threads, stats.read_us, stats.build_us));
     if (!options.pid_file.empty())
         CKPT_TRY(write_pid_file(options.pid_file, built.main_pid()));
-    CKPT_TRY(built.commit());
+    return built.commit();
+}
+
+}  // namespace
+
+Result<void> restore(const Options& options, const Log& log) {
+    CKPT_ASSIGN(ScopedFd dir, open_at(AT_FDCWD, options.images_dir, O_DIRECTORY | O_RDONLY));
+    CKPT_ASSIGN(Devices devices, Devices::of_restore(options, log, dir.get()));
+    CKPT_TRY(devices.end(restore(options, log, dir.get(), devices.plugins())));
     if (!options.restore_detached && !options.restore_sibling)
         wait_for_children();
     return {};

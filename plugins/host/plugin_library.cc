@@ -5,8 +5,11 @@
 #include <cerrno>
 #include <cstring>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <filesystem>
 #include <unistd.h>
+
+#include "core/base/io.h"
 
 namespace checkpointd {
 namespace {
@@ -15,6 +18,7 @@ constexpr std::string_view kSuffix = ".so";
 // Of the first version: a plugin that has less is none.
 constexpr size_t kLeastSize = offsetof(ckptd_plugin, undo) + sizeof(ckptd_plugin::undo);
 constexpr uint64_t kOffers = 0;
+constexpr const char* kEntry = "ckptd_plugin_entry";
 
 Result<void> check(const ckptd_plugin* table, const std::string& name, const std::string& path) {
     if (table == nullptr || table->size < kLeastSize || table->abi != CKPTD_PLUGIN_ABI)
@@ -27,6 +31,24 @@ Result<void> check(const ckptd_plugin* table, const std::string& name, const std
     if (table->name == nullptr || name != table->name || !table->open || !table->close)
         return fail(ErrorKind::kUnsupported, path, "calls itself by another name than its file, or lacks functions");
     return {};
+}
+
+// By the names in it, because nothing of it may run: what CRIU's plugins want of their host is not here. In such a one
+// there are names that only CRIU looks for, and not the one that we do.
+bool is_for_criu(const std::string& path) {
+    auto content = read_file(AT_FDCWD, path);
+    return content && content->find(kEntry) == std::string::npos &&
+           (content->find("CR_PLUGIN_DESC") != std::string::npos || content->find("cr_plugin_") != std::string::npos);
+}
+
+std::vector<std::string> list(const std::string& directory, bool for_criu) {
+    std::vector<std::string> names;
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(directory, error))
+        if (entry.path().extension() == kSuffix && is_for_criu(entry.path()) == for_criu)
+            names.push_back(entry.path().stem());
+    std::sort(names.begin(), names.end());
+    return names;
 }
 
 }  // namespace
@@ -42,10 +64,13 @@ Result<PluginLibrary> PluginLibrary::load(const std::string& directory, const st
     if (access(path.c_str(), F_OK) != 0)
         return fail(ErrorKind::kNotFound, fmt::format("plugin '{}'", name),
                     fmt::format("is not installed in {}", directory), "install it");
+    if (is_for_criu(path))
+        return fail(ErrorKind::kUnsupported, path, "is a plugin for CRIU, which has an interface of its own",
+                    "install the one of the same device for checkpointd");
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (library == nullptr)
         return fail(ErrorKind::kSystem, path, fmt::format("cannot be loaded: {}", dlerror()));
-    auto entry = reinterpret_cast<decltype(&ckptd_plugin_entry)>(dlsym(library, "ckptd_plugin_entry"));
+    auto entry = reinterpret_cast<decltype(&ckptd_plugin_entry)>(dlsym(library, kEntry));
     const ckptd_plugin* table = entry == nullptr ? nullptr : entry();
     CKPT_TRY(check(table, name, path));
     return PluginLibrary(*table);
@@ -59,13 +84,11 @@ bool PluginLibrary::knows_setting(const std::string& name) const {
 }
 
 std::vector<std::string> installed_plugins(const std::string& directory) {
-    std::vector<std::string> names;
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(directory, error))
-        if (entry.path().extension() == kSuffix)
-            names.push_back(entry.path().stem());
-    std::sort(names.begin(), names.end());
-    return names;
+    return list(directory, false);
+}
+
+std::vector<std::string> plugins_for_criu(const std::string& directory) {
+    return list(directory, true);
 }
 
 }  // namespace checkpointd

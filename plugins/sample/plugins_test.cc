@@ -10,8 +10,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/restore/image_plugins.h"
 #include "core/restore/own_pids_test_util.h"
 #include "core/transaction/journal.h"
+#include "plugins/host/plugin_library.h"
 #include "plugins/sample/sample_test_util.h"
 
 namespace checkpointd {
@@ -35,9 +37,8 @@ TEST_F(SamplePlugin, GoesDownAndComesBackWithTheProcess) {
     ASSERT_TRUE(listed);
     EXPECT_THAT(listed->value(), ElementsAre("sample_plugin"));
 
-    auto plugins = Plugins::for_restore(options(), *listed);
+    auto plugins = plugins_for_image(options(), Plugins::Deadline::max());
     ASSERT_TRUE(plugins) << plugins.error().text();
-    ASSERT_TRUE((*plugins)->probe({}, Plugins::Deadline::max()));
     auto built = build(plugins->get());
     ASSERT_TRUE(built) << built.error().text();
     ASSERT_TRUE(built->commit());
@@ -144,6 +145,22 @@ TEST_F(SamplePlugin, WhatAnImageNeedsMustBeHere) {
     EXPECT_TRUE(Plugins::for_restore(without, std::nullopt).value()->empty());
     EXPECT_TRUE(Plugins::for_restore(options(), Names{}).value()->empty());
     EXPECT_FALSE(Plugins::for_restore(options(), std::nullopt).value()->empty());
+}
+
+TEST_F(SamplePlugin, PluginsForCriuAreLeftOut) {
+    const std::string directory = tmp_.path() + "/plugins";
+    mkdir(directory.c_str(), 0700);
+    std::filesystem::copy(PLUGIN_FOR_CRIU, directory + "/tpu.so");
+    std::filesystem::create_symlink(PLUGIN_DIR "/sample.so", directory + "/sample.so");
+    EXPECT_THAT(installed_plugins(directory), ElementsAre("sample"));
+    EXPECT_THAT(plugins_for_criu(directory), ElementsAre("tpu"));
+
+    auto own = options();
+    own.directory = directory;
+    EXPECT_TRUE(Plugins::for_checkpoint(own));
+    auto refused = Plugins::for_restore(own, Names{"tpu_plugin"});
+    ASSERT_FALSE(refused);
+    EXPECT_THAT(refused.error().line(), HasSubstr("/tpu.so: is a plugin for CRIU"));
 }
 
 TEST_F(SamplePlugin, UnknownSettingsAreRefused) {

@@ -8,6 +8,7 @@
 
 #include "core/base/io.h"
 #include "core/kernel/cgroup.h"
+#include "core/restore/image_plugins.h"
 #include "core/restore/restore.h"
 #include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
@@ -91,7 +92,6 @@ class RestoreJob {
     Result<void> verify_image();
     Result<void> verify_pages();
     Result<void> check_state(const images::StoredImage& stored);
-    Result<void> open_plugins();
     Result<void> check_fresh();
     void keep_pids_free() const;
     Result<void> stage();
@@ -147,14 +147,10 @@ Result<void> RestoreJob::open_image() {
     info_ = std::move(stored.info);
     CKPT_TRY(steps_.enter("restore.fresh"));
     CKPT_TRY(check_fresh());
-    return open_plugins();
-}
-
-// A device that is missing here is told before anything begins.
-Result<void> RestoreJob::open_plugins() {
-    CKPT_ASSIGN(const auto listed, plugins_of_image(image_->fd()));
-    CKPT_ASSIGN(plugins_, Plugins::for_restore(plugin_options(request_, journal_, steps_, image_->fd()), listed));
-    return plugins_->probe({}, steps_.deadline_of(Phase::kPrepare));
+    CKPT_ASSIGN(plugins_,
+                plugins_for_image(plugin_options(request_, journal_, steps_, image_->fd()),
+                                  steps_.deadline_of(Phase::kPrepare)));
+    return {};
 }
 
 // The pages are nothing but copied, so they may be checked beside that, as long as it is before anything runs.

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "compat/criu/devices.h"
+
+#include <cstdlib>
+#include <fcntl.h>
+
+#include "core/base/io.h"
+#include "core/restore/image_plugins.h"
+#include "core/restore/restore.h"
+#include "plugins/host/plugin_library.h"
+
+namespace checkpointd::criu {
+namespace {
+
+// CRIU refuses to start with a plugin that it cannot use. Its own are ordinary, though, in the directory that a caller
+// of it names, and are needed only where an image names them.
+void tell_of_others(const std::string& directory, const Log& log) {
+    for (const std::string& name : plugins_for_criu(directory))
+        log.info(fmt::format("{}/{}.so is a plugin for CRIU, and is left out", directory, name));
+}
+
+}  // namespace
+
+Result<std::string> plugin_directory(const Options& options) {
+    const char* variable = getenv("CRIU_LIBS_DIR");
+    std::string named = !options.libdir.empty() || variable == nullptr ? options.libdir : variable;
+    if (named.empty())
+        return std::string(kPluginDirectory);
+    CKPT_TRY(open_at(AT_FDCWD, named, O_DIRECTORY | O_RDONLY));
+    return named;
+}
+
+Result<PluginOptions> Devices::prepare(const std::string& directory, const Log& log, int image_dir_fd) {
+    CKPT_ASSIGN(guardian_, Guardian::start(directory, log));
+    PluginOptions options;
+    options.directory = directory;
+    options.image_dir_fd = image_dir_fd;
+    options.journal = &guardian_->journal();
+    return options;
+}
+
+Result<Devices> Devices::of_dump(const Options& options, const Log& log, int image_dir_fd) {
+    Devices devices;
+    CKPT_ASSIGN(const std::string directory, plugin_directory(options));
+    tell_of_others(directory, log);
+    if (installed_plugins(directory).empty())
+        return devices;
+    CKPT_ASSIGN(auto prepared, devices.prepare(directory, log, image_dir_fd));
+    CKPT_ASSIGN(devices.plugins_, Plugins::for_checkpoint(std::move(prepared)));
+    return devices;
+}
+
+// The guardian takes a PID, which the image may need as well as any: so there is none where nothing asks for it.
+Result<Devices> Devices::of_restore(const Options& options, const Log& log, int image_dir_fd) {
+    Devices devices;
+    CKPT_ASSIGN(const std::string directory, plugin_directory(options));
+    CKPT_ASSIGN(const auto listed, plugins_of_image(image_dir_fd));
+    if (listed ? listed->empty() : installed_plugins(directory).empty())
+        return devices;
+    tell_of_others(directory, log);
+    CKPT_ASSIGN(auto prepared, devices.prepare(directory, log, image_dir_fd));
+    CKPT_ASSIGN(devices.plugins_, plugins_for_image(std::move(prepared), Plugins::Deadline::max()));
+    return devices;
+}
+
+Result<void> Devices::end(Result<void> outcome) {
+    plugins_.reset();
+    auto undone = guardian_ ? guardian_->end() : Result<void>();
+    if (outcome)
+        return undone;
+    if (!undone)
+        outcome.error().causes.push_back(std::move(undone).error());
+    return outcome;
+}
+
+}  // namespace checkpointd::criu

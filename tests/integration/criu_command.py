@@ -1,0 +1,173 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The `criu` command carries devices as the service does: trees of processes on GPUs go down and come back, and whatever
+ends the command, none stays locked or evicted. The drivers are emulations."""
+import os
+
+import amdgpu_units
+import gpu_units
+import harness
+from harness import Skip, case, check, check_equal, check_in, wait_for
+
+COMMAND = "/usr/libexec/checkpointd/criu"
+GROUP = "/sys/fs/cgroup/criu-command"  # what must outlive the command that started it
+IMAGES = "/var/tmp/criu-images"
+
+
+class Tree:
+    """Processes that belong to no unit."""
+    pid = 0
+
+    def begin(self, *command):
+        self.host.sh(f"mkdir -p {GROUP}; echo 1 >{GROUP}/cgroup.kill; rm -f {self.status}-{self.name}-*")
+        wait_for(lambda: not self.host.read(f"{GROUP}/cgroup.procs"), "nothing is left of an earlier one")
+        self.pid = int(self.outside(f"setsid {' '.join(command)} </dev/null >/dev/null 2>&1 & echo $!").out)
+        self.check_counts("fresh")
+        return self
+
+    def outside(self, script, **options):
+        """A script whose children live on."""
+        return self.host.sh(f"echo $$ >{GROUP}/cgroup.procs; {script}", **options)
+
+    def dump(self, *options, criu=COMMAND, check=True):
+        self.host.sh(f"rm -rf {IMAGES}; mkdir {IMAGES}")
+        outcome = self.host.run(criu, "dump", "-t", str(self.pid), "-D", IMAGES, "-o", "dump.log", "-v4", *options, check=check)
+        return outcome
+
+    def restore(self, *options, criu=COMMAND, check=True):
+        return self.outside(f"{criu} restore -d -D {IMAGES} -o restore.log -v4 {' '.join(options)} </dev/null >/dev/null", check=check)
+
+    def refuse(self, outcome, what):
+        check(outcome.code != 0, f"{what}: it fails", outcome)
+        return outcome.err
+
+    def check_gone(self, when):
+        check(not self.host.exists(f"/proc/{self.pid}"), f"{when}: the tree is gone")
+
+    def check_clean(self, when):
+        wait_for(lambda: not self.host.sh("ls -d /run/checkpointd-criu.* 2>/dev/null || true").out, f"{when}: no journal is left")
+
+
+class CudaTree(Tree, gpu_units.Program):
+    def start(self):
+        gpu_units.have_devices(self.host)
+        return self.begin("env", f"LD_LIBRARY_PATH={gpu_units.HOME}", f"{gpu_units.HOME}/cuda-counter", f"{self.status}-{self.name}", "2", "8")
+
+
+class KfdTree(Tree, amdgpu_units.GpuProgram):
+    def start(self):
+        return self.begin(f"{amdgpu_units.HOME}/kfd-counter", f"{self.status}-{self.name}", str(amdgpu_units.PROCESSES), "2")
+
+
+def cuda(t):
+    host = t.host()
+    host.drop_in("checkpointd-cuda.service", f"[Service]\n{gpu_units.EMULATED}")
+    return CudaTree(host, "tree").start()
+
+
+def kfd(t):
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise Skip("no /dev/fuse, which the emulated devices are made of")
+    host = t.host()
+    if not host.exists("/dev/kfd"):
+        amdgpu_units.have_gpus(host, *amdgpu_units.TWO)
+    return KfdTree(host, "tree").start()
+
+
+@case
+def cuda_down_and_up(t):
+    tree = cuda(t)
+    before = tree.look()
+    tree.dump()
+    tree.check_gone("dumped")
+    check_equal(tree.device_files(), [], "device memory that is held")
+    tree.restore()
+    since = tree.check_counts("restored", before)
+    tree.dump("--leave-running")
+    tree.check_counts("left running", since)
+    tree.check_clean("in the end")
+
+
+@case
+def cuda_that_fails_after_the_lock(t):
+    tree = cuda(t)
+    for fault, options, told in (("checkpoint fail 2", (), "OUT_OF_MEMORY"), ("checkpoint delay 2500", ("--timeout", "1"), "in time"),
+                                 ("lock delay 2500", ("--timeout", "1"), "the deadline of the checkpoint passed")):
+        since = tree.look()
+        gpu_units.have_faults(tree.host, fault)
+        check_in(told, tree.refuse(tree.dump(*options, check=False), fault), fault)
+        gpu_units.have_faults(tree.host)
+        tree.check_counts(fault, since)
+        tree.check_clean(fault)
+
+
+@case
+def kfd_down_and_up(t):
+    tree = kfd(t)
+    before, buffers = tree.look(), tree.buffers()
+    tree.dump()
+    tree.check_gone("dumped")
+    tree.check_device("dumped", running=False)
+    tree.restore()
+    tree.check_counts("restored", before)
+    tree.check_mappings("restored", buffers)
+    tree.check_clean("in the end")
+
+
+@case
+def kfd_that_fails_when_queues_stand(t):
+    tree = kfd(t)
+    for fault, told in (("checkpoint fail 12 2", "KFD's CHECKPOINT failed"), ("copy-from fail 5 3", "Input/output error")):
+        since = tree.look()
+        amdgpu_units.have_faults(tree.host, fault)
+        check_in(told, tree.refuse(tree.dump(check=False), fault), fault)
+        amdgpu_units.have_faults(tree.host)
+        tree.check_counts(fault, since)
+        tree.check_clean(fault)
+
+
+@case
+def a_command_that_is_killed_leaves_no_queue_evicted(t):
+    tree = kfd(t)
+    for how, wait in (("--timeout 1", "wait $!"), ("", "until grep -q 'evicted=[^0]' /run/kfd-emulated/control; do sleep 0.05; done; kill -9 $!; wait $!")):
+        since = tree.look()
+        tree.host.sh(f"rm -rf {IMAGES}; mkdir {IMAGES}")
+        amdgpu_units.have_faults(tree.host, "checkpoint hang 0 1")
+        outcome = tree.host.sh(f"{COMMAND} dump -t {tree.pid} -D {IMAGES} -o dump.log -v4 {how} & {wait}", check=False)
+        check(outcome.code > 128, f"{how or 'kill'}: it is dead", outcome)
+        amdgpu_units.have_faults(tree.host)
+        tree.check_counts(how or "kill", since)
+        tree.check_clean(how or "kill")
+        check_in("what its plugins had done is undone", tree.host.read(f"{IMAGES}/dump.log"), "the log")
+
+
+@case
+def directories_of_plugins(t):
+    tree = kfd(t)
+    before = tree.look()
+    host = tree.host
+    host.sh("mkdir -p /var/tmp/none /var/tmp/others; cp /usr/lib/checkpointd-test-plugins/for_criu.so /var/tmp/others/amdgpu.so")
+    check_in("/var/tmp/missing", tree.refuse(tree.dump("--libdir", "/var/tmp/missing", check=False), "no directory"), "what is told")
+    tree.check_counts("refused", before)
+    tree.dump("-L", "/usr/lib/checkpointd/plugins")
+    for directory, told in (("/var/tmp/none", "plugin 'amdgpu': is not installed in /var/tmp/none"),
+                            ("/var/tmp/others", "/var/tmp/others/amdgpu.so: is a plugin for CRIU")):
+        outcome = tree.outside(f"CRIU_LIBS_DIR={directory} {COMMAND} restore -d -D {IMAGES} -o restore.log -v4", check=False)
+        check_in(told, tree.refuse(outcome, directory), "what is told")
+    check_in("/var/tmp/others/amdgpu.so is a plugin for CRIU, and is left out", host.read(f"{IMAGES}/restore.log"), "the log")
+    tree.restore("--libdir", "/usr/lib/checkpointd/plugins")
+    tree.check_counts("restored in the end", before)
+
+
+@case
+def a_tree_without_devices_needs_no_plugin(t):
+    host = t.host()
+    host.sh(f"mkdir -p {GROUP} /var/tmp/none; rm -rf {IMAGES}; mkdir {IMAGES}")
+    pid = int(host.sh(f"echo $$ >{GROUP}/cgroup.procs; setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!").out)
+    host.run(COMMAND, "dump", "-t", str(pid), "-D", IMAGES)
+    host.sh(f"echo $$ >{GROUP}/cgroup.procs; {COMMAND} restore -d -D {IMAGES} -L /var/tmp/none </dev/null >/dev/null")
+    check_equal(host.read(f"/proc/{pid}/comm"), "sleep\n", "what has its PID")
+    host.sh(f"kill {pid}")
+
+
+harness.main()
