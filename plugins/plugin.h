@@ -197,6 +197,14 @@ struct ckptd_plugin {
      * and `flags` as they were.
      */
     int (*update_vma)(void *self, pid_t pid, struct ckptd_vma *vma);
+
+    /*
+     * How long undo(record) may take at most, in microseconds, from what the record says (bytes that are to be moved back,
+     * timeouts of the policy); UINT64_MAX: however long it takes. It gets no less than a minute, as it does where this is
+     * NULL, and nobody ends the process that undoes before that. resume() of a checkpoint has as long as all that is in the
+     * journal, and no less than five minutes. Asked in any process and thread, open() or not.
+     */
+    uint64_t (*undo_usec)(const char *record);
 };
 
 /* The one symbol of a plugin. The table is constant and outlives everything. */

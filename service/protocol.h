@@ -91,6 +91,9 @@ Result<ProgressMessage> parse_progress(const std::string& text);
 Error parse_error(const std::string& text);
 
 // File names inside a job's directory.
+// How long undoing a job takes at most, but for what plugins say that they need (undo_usec() in plugins/plugin.h).
+inline constexpr Microseconds kUndoTime = std::chrono::seconds(90);
+
 inline constexpr const char* kRequestFile = "request.json";
 inline constexpr const char* kResultFile = "result.json";
 

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "core/checkpoint/held_devices.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
+
+#include "plugins/host/deadline.h"
 
 namespace checkpointd {
 namespace {
 
-// Nobody's policy says when to give up on this: what is left then is undone from the journal.
+// Nobody's policy says when to give up on this: what is left then is undone from the journal. A plugin may have written
+// down there that it takes longer.
 constexpr std::chrono::minutes kResumeTime{5};
 
 class ForestThreads : public ThreadControl {
@@ -59,7 +63,7 @@ Result<void> HeldDevices::resume() {
     Plugins* plugins = std::exchange(plugins_, nullptr);
     if (plugins == nullptr)
         return {};
-    const auto deadline = std::chrono::steady_clock::now() + kResumeTime;
+    const auto deadline = deadline_in(std::max<std::chrono::microseconds>(kResumeTime, plugins->undo_time()));
     if (forest_ == nullptr)
         return plugins->resume(pids(), nullptr, deadline);
     ForestThreads threads(*forest_);

@@ -129,13 +129,18 @@ Result<void> remove_journal(const std::string& directory) {
 
 }  // namespace
 
-void UndoTable::add(std::string kind, UndoAction action) {
-    actions_.emplace(std::move(kind), std::move(action));
+void UndoTable::add(std::string kind, UndoAction action, UndoTime time) {
+    kinds_.emplace(std::move(kind), Kind{std::move(action), std::move(time)});
 }
 
 const UndoAction* UndoTable::find(std::string_view kind) const {
-    auto found = actions_.find(kind);
-    return found == actions_.end() ? nullptr : &found->second;
+    auto found = kinds_.find(kind);
+    return found == kinds_.end() ? nullptr : &found->second.action;
+}
+
+std::chrono::microseconds UndoTable::time_of(std::string_view kind, const UndoArgs& args) const {
+    auto found = kinds_.find(kind);
+    return found == kinds_.end() || !found->second.time ? std::chrono::microseconds(0) : found->second.time(args);
 }
 
 std::vector<UndoRecord> Journal::parse(std::string_view text) {
@@ -192,6 +197,22 @@ Result<bool> Journal::replay(const std::string& directory, const UndoTable& tabl
     CKPT_TRY(journal.rollback());
     CKPT_TRY(journal.close());
     return is_needed;
+}
+
+// Read without the lock, for whoever has to know before it waits for that.
+std::chrono::microseconds Journal::replay_time(const std::string& directory, const UndoTable& table) {
+    std::chrono::microseconds all(0);
+    if (auto text = read_file(AT_FDCWD, fmt::format("{}/{}", directory, kFileName)))
+        for (const UndoRecord& record : parse(*text))
+            all = add_times(all, table.time_of(record.kind, record.args));
+    return all;
+}
+
+std::chrono::microseconds Journal::rollback_time() const {
+    std::chrono::microseconds all(0);
+    for (const auto& [id, record] : pending_)
+        all = add_times(all, table_->time_of(record.kind, record.args));
+    return all;
 }
 
 Result<void> Journal::append(std::string line) {

@@ -23,17 +23,31 @@ using UndoArgs = std::vector<std::string>;
 // Runs one undo. Must be idempotent (it may be run again, or have nothing to do) and must check the
 // identity of what it touches: PIDs and paths may have new owners by then.
 using UndoAction = std::function<Result<void>(const UndoArgs& args)>;
+// How long one may take at most; max(): nobody can say.
+using UndoTime = std::function<std::chrono::microseconds(const UndoArgs& args)>;
+
+// Sums of such times.
+inline std::chrono::microseconds add_times(std::chrono::microseconds a, std::chrono::microseconds b) {
+    return a > std::chrono::microseconds::max() - b ? std::chrono::microseconds::max() : a + b;
+}
 
 // The kinds of undo that the rooms of the house know. Filled once, then passed as a value: there is no
 // global registry.
 class UndoTable {
   public:
-    // `kind` is a stable name "room.verb" ("units.remove-drop-in"); adding it twice keeps the first.
-    void add(std::string kind, UndoAction action);
+    // `kind` is a stable name "room.verb" ("units.remove-drop-in"); adding it twice keeps the first. `time`: of those
+    // that may take long.
+    void add(std::string kind, UndoAction action, UndoTime time = {});
     const UndoAction* find(std::string_view kind) const;
+    // Nothing for those that take no time to speak of, and for kinds that are not here.
+    std::chrono::microseconds time_of(std::string_view kind, const UndoArgs& args) const;
 
   private:
-    std::map<std::string, UndoAction, std::less<>> actions_;
+    struct Kind {
+        UndoAction action;
+        UndoTime time;
+    };
+    std::map<std::string, Kind, std::less<>> kinds_;
 };
 
 // One registered and not yet dropped undo.
@@ -60,6 +74,9 @@ class Journal {
     static Result<bool> replay(const std::string& directory, const UndoTable& table,
                                std::chrono::milliseconds patience = {});
 
+    // How long the undos that may take long would take in replay(), one after the other; max(): nobody can say.
+    static std::chrono::microseconds replay_time(const std::string& directory, const UndoTable& table);
+
     // What is pending in the file's text: every whole record not dropped later, oldest first.
     static std::vector<UndoRecord> parse(std::string_view text);
 
@@ -78,6 +95,9 @@ class Journal {
     Result<void> rollback();
     // Removes the journal. kInternal when records are pending.
     Result<void> close();
+
+    // The same of rollback().
+    std::chrono::microseconds rollback_time() const;
 
     bool empty() const { return pending_.empty(); }
     const std::string& directory() const { return directory_; }

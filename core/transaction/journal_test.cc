@@ -57,6 +57,20 @@ class JournalTest : public ::testing::Test {
     std::optional<std::string> fail_on_;
 };
 
+TEST_F(JournalTest, ItIsKnownHowLongReplayMayTake) {
+    using std::chrono::microseconds;
+    EXPECT_EQ(Journal::replay_time(dir_, table_), microseconds(0)) << "there is none";
+    table_.add("test.slow", [](const UndoArgs&) { return Result<void>(); },
+               [](const UndoArgs& args) { return args[0] == "endless" ? microseconds::max() : microseconds(std::stoi(args[0])); });
+    dead_job([](Journal& journal) {
+        auto gone = journal.add("test.slow", {"endless"});
+        return journal.add("test.note", {"one"}) && journal.add("test.slow", {"40"}) && journal.add("test.slow", {"2"}) &&
+               journal.rollback_time() == microseconds::max() && gone && journal.drop(*gone) &&
+               journal.rollback_time() == microseconds(42);
+    });
+    EXPECT_EQ(Journal::replay_time(dir_, table_), microseconds(42));
+}
+
 TEST_F(JournalTest, ReplayRunsPendingUndosNewestFirst) {
     dead_job([](Journal& journal) {
         auto first = journal.add("test.note", {"one", ""});

@@ -137,6 +137,7 @@ constexpr ckptd_plugin kPlugin = {
     .handle_vma = handle_vma,
     .restore_file = restore_file,
     .update_vma = update_vma,
+    .undo_usec = nullptr,  // UNPAUSE moves no contents
 };
 
 }  // namespace

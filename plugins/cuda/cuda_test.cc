@@ -12,6 +12,7 @@
 #include "plugins/cuda/preflight.h"
 #include "plugins/cuda/settings.h"
 #include "plugins/cuda/storage_image.h"
+#include "plugins/cuda/undo_record.h"
 
 namespace checkpointd::cuda {
 namespace {
@@ -124,6 +125,21 @@ TEST(CudaPreflight, OfStagingAllThatCanBeTakenCounts) {
     const auto blockers = check_staging({{getpid(), uint64_t{1} << 60}}, uint64_t{1} << 60);
     ASSERT_FALSE(blockers.empty());
     EXPECT_THAT(blockers[0].line(), HasSubstr("host memory: has"));
+}
+
+TEST(CudaUndo, HowLongItMayTakeIsInTheRecord) {
+    constexpr uint64_t kBytes = 80'000'000'000;
+    const UndoRecord record{12, 3456789012345, UndoRecord::kByStorage, kBytes, std::chrono::minutes(5), "/a b/gpu-cs-12.img"};
+    const auto read = UndoRecord::parse(record.text());
+    ASSERT_TRUE(read);
+    EXPECT_EQ(read->text(), record.text());
+    EXPECT_EQ(read->rest, "/a b/gpu-cs-12.img");
+    EXPECT_EQ(read->undo_time(), std::chrono::seconds(860)) << "from a slow disk";
+    const UndoRecord command{12, 1, UndoRecord::kByCommand, 0, std::chrono::minutes(20), "/opt/cuda-checkpoint"};
+    EXPECT_EQ(UndoRecord::parse(command.text())->undo_time(), std::chrono::minutes(20)) << "as the policy has it";
+    EXPECT_EQ(UndoRecord::parse("12 1 api 0 5 ")->undo_time(), std::chrono::minutes(1));
+    EXPECT_FALSE(UndoRecord::parse("12 1 api"));
+    EXPECT_FALSE(UndoRecord::parse(""));
 }
 
 std::vector<Region> two_regions() {

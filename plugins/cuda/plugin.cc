@@ -4,6 +4,7 @@
 #include "plugins/plugin.h"
 
 #include "plugins/cuda/session.h"
+#include "plugins/cuda/undo_record.h"
 #include "plugins/host/deadline.h"
 #include "plugins/host/tell.h"
 
@@ -49,6 +50,11 @@ int resume(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
 
 int undo(const char* record, ckptd_call* call) { return tell(call, Session::undo(record, deadline_of(call))); }
 
+uint64_t undo_usec(const char* record) {
+    const auto known = UndoRecord::parse(record);
+    return known ? static_cast<uint64_t>(known->undo_time().count()) : 0;
+}
+
 constexpr ckptd_plugin kPlugin = {
     .size = sizeof(ckptd_plugin),
     .abi = CKPTD_PLUGIN_ABI,
@@ -66,6 +72,11 @@ constexpr ckptd_plugin kPlugin = {
     .resume = resume,
     .in_task = nullptr,
     .undo = undo,
+    .dump_file = nullptr,
+    .handle_vma = nullptr,
+    .restore_file = nullptr,
+    .update_vma = nullptr,
+    .undo_usec = undo_usec,
 };
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "plugins/cuda/devices_image.h"
 #include "plugins/cuda/preflight.h"
 #include "plugins/cuda/storage_image.h"
+#include "plugins/cuda/undo_record.h"
 
 namespace checkpointd::cuda {
 namespace {
@@ -31,11 +32,6 @@ bool may_use_cuda(pid_t pid) {
     auto maps = read_file(AT_FDCWD, fmt::format("/proc/{}/maps", pid));
     return maps && maps->find("libcuda.so") != std::string::npos;
 }
-
-// How a dead job is undone.
-constexpr const char* kByCommand = "command";
-constexpr const char* kByDriver = "api";
-constexpr const char* kByStorage = "storage";
 
 std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
 
@@ -108,18 +104,28 @@ Result<bool> Session::find_processes(const std::vector<pid_t>& pids, Deadline de
     return !processes_.empty();
 }
 
-// What the driver copies goes to memory of the processes first. Of a process of which nobody tells what it has, it may be
-// all that is taken.
-Result<std::vector<Error>> Session::check_host_memory(Deadline deadline) {
-    uint64_t used = 0;
+uint64_t Session::taken_bytes() const {
+    uint64_t taken = 0;
     for (uint32_t i = 0; i < before_.device_count; ++i)
-        used += before_.devices[i].total_bytes - before_.devices[i].free_bytes;
-    std::vector<Staging> processes;
+        taken += before_.devices[i].total_bytes - before_.devices[i].free_bytes;
+    return taken;
+}
+
+// Of a process of which nobody tells what it has, it may be all that is taken.
+Result<void> Session::measure(Deadline deadline) {
     for (const Process& process : processes_) {
         CKPT_ASSIGN(const auto bytes, process.device_memory(soon(deadline)));
-        processes.push_back({process.pid(), bytes.value_or(used)});
+        bytes_[process.pid()] = bytes.value_or(taken_bytes());
     }
-    return settings_.checks_memory ? check_staging(processes, used) : std::vector<Error>();
+    return {};
+}
+
+// What the driver copies goes to memory of the processes first.
+Result<std::vector<Error>> Session::check_host_memory() const {
+    std::vector<Staging> processes;
+    for (const auto& [pid, bytes] : bytes_)
+        processes.push_back({pid, bytes});
+    return settings_.checks_memory ? check_staging(processes, taken_bytes()) : std::vector<Error>();
 }
 
 Result<std::vector<Error>> Session::check_processes(Deadline deadline) {
@@ -146,8 +152,9 @@ Result<void> Session::check_here(const std::vector<pid_t>& pids, Deadline deadli
     if (settings_.storage == StorageWanted::kCustom && !stores_)
         blockers.push_back({ErrorKind::kUnsupported, "CUDA driver", "gives device memory to nobody",
                             "install a driver of version 615 or newer, or set plugins: {cuda: {storage: auto}}", 0, {}});
+    CKPT_TRY(measure(deadline));
     if (!stores_) {
-        CKPT_ASSIGN(auto memory, check_host_memory(deadline));
+        CKPT_ASSIGN(auto memory, check_host_memory());
         append(blockers, std::move(memory));
     }
     CKPT_ASSIGN(auto of_processes, check_processes(deadline));
@@ -182,8 +189,8 @@ Result<bool> Session::probe(const std::vector<pid_t>& pids, Deadline deadline) {
 
 Result<void> Session::write_down(const Process& process, const char* way, const std::string& rest) {
     CKPT_ASSIGN(const uint64_t start, process_start_time(process.pid()));
-    const std::string record = fmt::format("{} {} {} {}", process.pid(), start, way, rest);
-    const uint64_t id = host_.journal(host_.context, record.c_str());
+    const UndoRecord record{process.pid(), start, way, bytes_[process.pid()], settings_.checkpoint_timeout, rest};
+    const uint64_t id = host_.journal(host_.context, record.text().c_str());
     if (id == 0)
         return fail(ErrorKind::kSystem, "journal", "cannot write down that CUDA is to be unlocked");
     undo_[process.pid()].push_back(id);
@@ -193,7 +200,7 @@ Result<void> Session::write_down(const Process& process, const char* way, const 
 // All of them, before any task stands: work that is under way may need another of them to come to its end.
 Result<void> Session::quiesce(const std::vector<pid_t>&) {
     for (Process& process : processes_) {
-        CKPT_TRY(write_down(process, settings_.by_command ? kByCommand : kByDriver, settings_.command));
+        CKPT_TRY(write_down(process, settings_.by_command ? UndoRecord::kByCommand : UndoRecord::kByDriver, settings_.command));
         CKPT_TRY(process.lock(settings_.lock_timeout));
     }
     return {};
@@ -211,7 +218,10 @@ Result<void> Session::start_copy(Process& process, std::vector<Region> regions) 
     const std::string header = storage_header(regions);
     CKPT_TRY(write_all(stored.file.get(), header.data(), header.size(), stored.name));
     CKPT_ASSIGN(const std::string path, read_link(AT_FDCWD, fmt::format("/proc/self/fd/{}", stored.file.get())));
-    CKPT_TRY(write_down(process, kByStorage, path));
+    bytes_[process.pid()] = 0;
+    for (const Region& region : regions)
+        bytes_[process.pid()] += region.size;
+    CKPT_TRY(write_down(process, UndoRecord::kByStorage, path));
     CKPT_TRY(process.copy({stored.file.get(), regions}));
     stored.regions = std::move(regions);
     stored_[process.pid()] = std::move(stored);
@@ -230,7 +240,7 @@ Result<void> Session::map(Process& process, Deadline deadline) {
                                                              : process.state(soon(deadline));
     if (settings_.storage == StorageWanted::kCustom || !state || *state != ProcessState::kLocked)
         return tl::unexpected(std::move(regions).error());
-    CKPT_ASSIGN(auto no_room, check_host_memory(deadline));
+    CKPT_ASSIGN(auto no_room, check_host_memory());
     CKPT_TRY(all_blockers("CUDA", "has no room in memory", std::move(no_room)));
     return process.checkpoint(host_, deadline);
 }
@@ -402,25 +412,21 @@ Result<void> Session::resume(const std::vector<pid_t>& pids, Deadline deadline) 
     return all_blockers("CUDA", "could not be brought back", std::move(failures));
 }
 
-Result<void> Session::undo(const std::string& record, Deadline deadline) {
-    int pid = 0;
-    unsigned long long start = 0;
-    char backend[16] = "";
-    int command_at = 0;
-    if (std::sscanf(record.c_str(), "%d %llu %15s %n", &pid, &start, backend, &command_at) != 3 || command_at == 0)
+Result<void> Session::undo(const std::string& text, Deadline deadline) {
+    const auto record = UndoRecord::parse(text);
+    if (!record)
         return fail(ErrorKind::kInternal, "plugins.undo", "a record of the CUDA plugin cannot be read");
-    auto now = process_start_time(pid);
-    if (!now || *now != start)
+    auto now = process_start_time(record->pid);
+    if (!now || *now != record->start)
         return {};  // it has ended
     Settings settings;
-    const std::string rest = record.substr(static_cast<size_t>(command_at));
-    settings.by_command = std::string_view(backend) == kByCommand;
-    settings.command = rest;
+    settings.by_command = record->way == UndoRecord::kByCommand;
+    settings.command = record->rest;
     CKPT_ASSIGN(auto own, open_backend(settings));
-    CKPT_ASSIGN(auto process, Process::find(*own, pid, soon(deadline)));
+    CKPT_ASSIGN(auto process, Process::find(*own, record->pid, soon(deadline)));
     // The helper has all that it copied; should it be gone, the file may yet be there, and whole.
-    ScopedFd file(std::string_view(backend) == kByStorage ? ::open(rest.c_str(), O_RDONLY | O_CLOEXEC) : -1);
-    auto regions = file ? read_storage_header(file.get(), rest) : std::vector<Region>();
+    ScopedFd file(record->way == UndoRecord::kByStorage ? ::open(record->rest.c_str(), O_RDONLY | O_CLOEXEC) : -1);
+    auto regions = file ? read_storage_header(file.get(), record->rest) : std::vector<Region>();
     const Image image = file && regions ? Image{file.get(), *regions} : Image();
     return process ? process->bring_back(nullptr, {}, image, deadline) : Result<void>();
 }

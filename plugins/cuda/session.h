@@ -48,7 +48,9 @@ class Session {
     Result<Answer> devices(bool with_memory, Deadline deadline);
     Result<bool> find_processes(const std::vector<pid_t>& pids, Deadline deadline);
     Result<void> check_here(const std::vector<pid_t>& pids, Deadline deadline);
-    Result<std::vector<Error>> check_host_memory(Deadline deadline);
+    uint64_t taken_bytes() const;
+    Result<void> measure(Deadline deadline);
+    Result<std::vector<Error>> check_host_memory() const;
     Result<std::vector<Error>> check_processes(Deadline deadline);
     std::vector<Error> leftovers(const std::vector<pid_t>& pids) const;
     Result<void> check_image(Deadline deadline);
@@ -69,6 +71,7 @@ class Session {
     std::unique_ptr<Backend> backend_;
     std::vector<Process> processes_;
     std::map<pid_t, std::vector<uint64_t>> undo_;
+    std::map<pid_t, uint64_t> bytes_;  // that they have on devices
     bool stores_ = false;  // device memory goes to files of the image, by us
     std::map<pid_t, Stored> stored_;
     std::vector<ScopedFd> to_read_;  // files of device memory, before the processes are there

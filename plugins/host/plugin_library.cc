@@ -83,6 +83,14 @@ bool PluginLibrary::knows_setting(const std::string& name) const {
     return false;
 }
 
+std::chrono::microseconds PluginLibrary::undo_time(const std::string& record) const {
+    using std::chrono::microseconds;
+    if (table_.undo_usec == nullptr)
+        return microseconds(0);
+    const uint64_t usec = table_.undo_usec(record.c_str());
+    return usec < static_cast<uint64_t>(microseconds::max().count()) ? microseconds(usec) : microseconds::max();
+}
+
 std::vector<std::string> installed_plugins(const std::string& directory) {
     return list(directory, false);
 }

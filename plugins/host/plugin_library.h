@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,6 +20,8 @@ class PluginLibrary {
     const ckptd_plugin& table() const { return table_; }
     std::string name() const { return table_.name; }
     bool knows_setting(const std::string& name) const;
+    // What it says of undo(record); nothing where it says nothing, max() where it cannot say.
+    std::chrono::microseconds undo_time(const std::string& record) const;
 
   private:
     explicit PluginLibrary(const ckptd_plugin& table);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/host/plugin_session.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <dirent.h>
@@ -106,17 +107,30 @@ int Plugins::Session::list_images(void (*take)(void* out, const char* name), voi
     return 0;
 }
 
-uint64_t Plugins::Session::write_down(const char* record) const {
+uint64_t Plugins::Session::write_down(const char* record) {
     if (options_.journal == nullptr)
         return UINT64_MAX;
     auto id = options_.journal->add(kPluginUndo, {name(), record});
-    return id ? *id : 0;
+    if (!id)
+        return 0;
+    records_[*id] = record;
+    return *id;
 }
 
-int Plugins::Session::forget(uint64_t id) const {
+int Plugins::Session::forget(uint64_t id) {
     if (options_.journal == nullptr)
         return 0;
-    return options_.journal->drop(id) ? 0 : with_errno(EIO);
+    if (!options_.journal->drop(id))
+        return with_errno(EIO);
+    records_.erase(id);
+    return 0;
+}
+
+std::chrono::microseconds Plugins::Session::undo_time() const {
+    std::chrono::microseconds all(0);
+    for (const auto& [id, record] : records_)
+        all = add_times(all, library_.undo_time(record));
+    return all;
 }
 
 ssize_t Plugins::Session::receive(void* data, size_t size, int* fds, size_t* count, uint64_t deadline) const {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #pragma once
 
+#include <chrono>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -38,6 +40,8 @@ class Plugins::Session {
     Result<int> call(const char* step, Deadline deadline, const Method& method);
     void start_transfer(Deadline deadline);
     Result<void> join_transfer();
+    // Of all records that it has in the journal.
+    std::chrono::microseconds undo_time() const;
     // Null where nobody would receive.
     Channel* channel() const { return channel_.get(); }
 
@@ -57,8 +61,8 @@ class Plugins::Session {
     const char* setting(const char* key) const;
     int open_image(const char* file) const;
     int list_images(void (*take)(void* out, const char* name), void* out) const;
-    uint64_t write_down(const char* record) const;
-    int forget(uint64_t id) const;
+    uint64_t write_down(const char* record);
+    int forget(uint64_t id);
     ssize_t receive(void* data, size_t size, int* fds, size_t* count, uint64_t deadline) const;
     void offer_threads();
     void offer_messages();
@@ -68,6 +72,7 @@ class Plugins::Session {
     ckptd_purpose purpose_;
     ckptd_host host_{};
     void* self_ = nullptr;
+    std::map<uint64_t, std::string> records_;  // in the journal
     std::unique_ptr<Channel> channel_;
     std::optional<Transfer> transfer_;
 };

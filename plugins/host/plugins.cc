@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "plugins/host/deadline.h"
 #include "plugins/host/plugin_call.h"
 #include "plugins/host/plugin_library.h"
 #include "plugins/host/plugin_session.h"
@@ -13,8 +14,13 @@ namespace {
 
 // CRIU's names of the same plugins have it.
 constexpr const char* kImageSuffix = "_plugin";
-// For undo(), of which nobody waits.
-constexpr std::chrono::seconds kUndoTime{60};
+
+// args: the plugin's name, its record.
+Result<PluginLibrary> library_of(const std::string& directory, const UndoArgs& args) {
+    if (args.size() != 2)
+        return fail(ErrorKind::kInternal, kPluginUndo, "has wrong arguments");
+    return PluginLibrary::load(directory, args[0]);
+}
 
 }  // namespace
 
@@ -172,6 +178,13 @@ Result<void> Plugins::resume(const std::vector<pid_t>& pids, ThreadControl* cont
     return all_blockers("plugins", "devices could not be resumed", std::move(failures));
 }
 
+std::chrono::microseconds Plugins::undo_time() const {
+    std::chrono::microseconds all(0);
+    for (const auto& session : sessions_)
+        all = add_times(all, session->undo_time());
+    return all;
+}
+
 void Plugins::abandon() {
     for (const auto& session : sessions_)
         session->is_quiesced = false;
@@ -279,18 +292,21 @@ void Plugins::cancel_messages() const {
             session->channel()->cancel();
 }
 
-void add_plugin_undo_kinds(UndoTable& table, const std::string& directory) {
-    table.add(kPluginUndo, [directory](const UndoArgs& args) -> Result<void> {
-        if (args.size() != 2)
-            return fail(ErrorKind::kInternal, kPluginUndo, "has wrong arguments");
-        CKPT_ASSIGN(PluginLibrary library, PluginLibrary::load(directory, args[0]));
+void add_plugin_undo_kinds(UndoTable& table, const std::string& directory, std::chrono::microseconds least) {
+    auto time_of = [directory, least](const UndoArgs& args) {
+        auto library = library_of(directory, args);
+        return library ? std::max(least, library->undo_time(args[1])) : least;
+    };
+    auto undo = [directory, time_of](const UndoArgs& args) -> Result<void> {
+        CKPT_ASSIGN(PluginLibrary library, library_of(directory, args));
         if (library.table().undo == nullptr)
             return {};
-        PluginCall call(std::chrono::steady_clock::now() + kUndoTime, -1, {});
+        PluginCall call(deadline_in(time_of(args)), -1, {});
         if (library.table().undo(args[1].c_str(), &call.raw) == 0 && call.errors.empty())
             return {};
         return tl::unexpected(call.failure(args[0], "undo what a dead job did"));
-    });
+    };
+    table.add(kPluginUndo, undo, time_of);
 }
 
 }  // namespace checkpointd

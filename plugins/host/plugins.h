@@ -73,6 +73,8 @@ class Plugins {
     // Of a checkpoint: of all that were quiesced, the last one first, whatever has become of them; nothing if that
     // was done already. All of them are called, the error has the failures of all.
     Result<void> resume(const std::vector<pid_t>& pids, ThreadControl* control, Deadline deadline);
+    // How long undoing may take of what plugins have in the journal by now: as long may resume() take.
+    std::chrono::microseconds undo_time() const;
     // The tasks have ended: there is nothing to resume.
     void abandon();
 
@@ -116,7 +118,11 @@ class Plugins {
     std::vector<std::unique_ptr<Session>> sessions_;
 };
 
-// Adds plugins.undo: what a plugin told the journal of a job that died.
-void add_plugin_undo_kinds(UndoTable& table, const std::string& directory = kPluginDirectory);
+// What each undo of a plugin has, also of one that does not say how long it takes.
+inline constexpr std::chrono::seconds kLeastUndoTime{60};
+
+// Adds plugins.undo: what a plugin told the journal of a job that died. None gets less than `least`.
+void add_plugin_undo_kinds(UndoTable& table, const std::string& directory = kPluginDirectory,
+                           std::chrono::microseconds least = kLeastUndoTime);
 
 }  // namespace checkpointd

@@ -102,25 +102,91 @@ TEST_F(SamplePlugin, IsLeftOutWhereNobodyUsesIt) {
     EXPECT_THAT(listed->value(), ElementsAre());
 }
 
-TEST_F(SamplePlugin, ADeadJobIsUndone) {
+// A job that dies with the device in its hands, and what becomes of that.
+class DeadJob : public SampleTest {
+  protected:
+    void die(const PluginOptions& options) {
+        const pid_t job = fork();
+        if (job == 0) {
+            auto journal = Journal::create(directory_, table_);
+            journal_ = &*journal;
+            PluginOptions with_journal = options;
+            with_journal.journal = journal_;
+            auto plugins = Plugins::for_checkpoint(with_journal);
+            auto held = plugins ? dump(plugins->get()) : tl::unexpected(std::move(plugins).error());
+            EXPECT_TRUE(held) << held.error().text();
+            kill(getpid(), SIGKILL);
+        }
+        waitpid(job, nullptr, 0);
+        EXPECT_TRUE(file_exists(device(".park")));
+    }
+    void expect_undone(const UndoTable& table) {
+        auto replayed = Journal::replay(directory_, table);
+        ASSERT_TRUE(replayed) << replayed.error().text();
+        EXPECT_TRUE(*replayed);
+        EXPECT_EQ(log().back(), "undo");
+        expect_running_and_unparked();
+    }
+    static UndoTable table_for(const char* directory, std::chrono::microseconds least = kLeastUndoTime) {
+        UndoTable table;
+        add_plugin_undo_kinds(table, directory, least);
+        return table;
+    }
+
+    UndoTable table_ = table_for(PLUGIN_DIR);
+    std::string directory_ = tmp_.path() + "/undo";
+};
+
+constexpr std::chrono::milliseconds kShort{1};
+
+TEST_F(DeadJob, IsUndone) {
+    die(options());
+    EXPECT_EQ(Journal::replay_time(directory_, table_for(PLUGIN_DIR, std::chrono::hours(1))), std::chrono::hours(1));
+    expect_undone(table_);
+    EXPECT_EQ(Journal::replay_time(directory_, table_), std::chrono::seconds(0));
+}
+
+TEST_F(DeadJob, HasTheTimeThatItsPluginSays) {
+    auto slow = options();
+    slow.policy["sample"].settings["undo-time"] = "300";
+    die(slow);
+    const UndoTable table = table_for(PLUGIN_DIR, kShort);
+    EXPECT_EQ(Journal::replay_time(directory_, table), std::chrono::milliseconds(60300));
+    expect_undone(table);
+}
+
+// What lies beyond its size is not read, so it has what all have.
+TEST_F(DeadJob, OfAnOlderPlugin) {
+    auto older = options();
+    older.directory = OLDER_PLUGIN_DIR;
+    older.policy["sample"].settings["undo-time"] = "300";
+    die(older);
+    const UndoTable hasty = table_for(OLDER_PLUGIN_DIR, kShort);
+    EXPECT_EQ(Journal::replay_time(directory_, hasty), kShort);
+    auto cut = Journal::replay(directory_, hasty);
+    ASSERT_FALSE(cut);
+    EXPECT_THAT(cut.error().text(), HasSubstr("had too little time"));
+    EXPECT_TRUE(file_exists(device(".park"))) << "and the record stays";
+    expect_undone(table_for(OLDER_PLUGIN_DIR));
+}
+
+// So that resume() is not cut short either.
+TEST_F(SamplePlugin, SaysHowLongWhatItHoldsMayTake) {
     UndoTable table;
     add_plugin_undo_kinds(table, PLUGIN_DIR);
-    const std::string directory = tmp_.path() + "/undo";
-    const pid_t job = fork();
-    if (job == 0) {
-        auto journal = Journal::create(directory, table);
-        journal_ = &*journal;
-        auto plugins = Plugins::for_checkpoint(options());
-        auto held = dump(plugins->get());
-        kill(getpid(), SIGKILL);
-    }
-    waitpid(job, nullptr, 0);
-    EXPECT_TRUE(file_exists(device(".park")));
-    auto replayed = Journal::replay(directory, table);
-    ASSERT_TRUE(replayed) << replayed.error().text();
-    EXPECT_TRUE(*replayed);
-    EXPECT_EQ(log().back(), "undo");
-    expect_running_and_unparked();
+    auto journal = Journal::create(tmp_.path() + "/undo", table);
+    journal_ = &*journal;
+    auto slow = options();
+    slow.policy["sample"].settings["undo-time"] = "500000";
+    auto plugins = Plugins::for_checkpoint(slow);
+    ASSERT_TRUE(plugins) << plugins.error().text();
+    EXPECT_EQ((*plugins)->undo_time(), std::chrono::seconds(0));
+    auto held = dump(plugins->get());
+    ASSERT_TRUE(held) << held.error().text();
+    EXPECT_EQ((*plugins)->undo_time(), std::chrono::seconds(560));
+    EXPECT_EQ(journal->rollback_time(), std::chrono::seconds(560));
+    ASSERT_TRUE(held->resume());
+    EXPECT_EQ((*plugins)->undo_time(), std::chrono::seconds(0));
 }
 
 TEST_F(SamplePlugin, WhatAnImageNeedsMustBeHere) {

@@ -9,6 +9,8 @@
  * sockets that are connected to FOLDER/peer, which are connected anew, after the terminals (of any process); and
  * mappings of files FOLDER/NAME.memory. These come back as mappings of NAME.memory.new, a page further on in the file,
  * which transfer() fills while the processes rebuild the rest of their memory.
+ *
+ * With the setting "undo-time" undo() takes so many milliseconds.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -49,6 +51,7 @@ struct sample {
     pid_t pids[16];
     size_t count;
     uint64_t undo;
+    unsigned undo_ms;
     struct owned_file files[MOST];
     size_t file_count;
     int has_waited;
@@ -171,6 +174,8 @@ static int sample_open(const struct ckptd_host *host, enum ckptd_purpose purpose
     self->host = host;
     self->purpose = purpose;
     self->failing = host->setting(host->context, "fail");
+    const char *undo_ms = host->setting(host->context, "undo-time");
+    self->undo_ms = undo_ms == NULL ? 0 : (unsigned)strtoul(undo_ms, NULL, 10);
     snprintf(self->folder, sizeof(self->folder), "%s", folder);
     *out = self;
     return note(self, "open", call);
@@ -195,8 +200,8 @@ static int sample_quiesce(void *raw, const pid_t *pids, size_t count, struct ckp
     struct sample *self = raw;
     (void)pids;
     (void)count;
-    char record[PATH_MAX + 20];
-    snprintf(record, sizeof(record), "%d %s", (int)self->pids[0], self->folder);
+    char record[PATH_MAX + 40];
+    snprintf(record, sizeof(record), "%d %u %s", (int)self->pids[0], self->undo_ms, self->folder);
     self->undo = self->host->journal(self->host->context, record);
     if (self->undo == 0)
         return fail(call, EIO, "sample device", "cannot write down how to undo this");
@@ -471,16 +476,31 @@ static int sample_in_task(void *raw, pid_t pid) {
 static int sample_undo(const char *record, struct ckptd_call *call) {
     struct sample self = {0};
     int pid = 0, at = 0;
-    if (sscanf(record, "%d %n", &pid, &at) != 1 || at == 0)
+    if (sscanf(record, "%d %u %n", &pid, &self.undo_ms, &at) != 2 || at == 0)
         return fail(call, EINVAL, "sample device", "cannot read what to undo");
+    for (uint64_t end = now_usec() + 1000ull * self.undo_ms; now_usec() < end; usleep(1000))
+        if (now_usec() >= call->deadline_usec)
+            return fail(call, ETIMEDOUT, "sample device", "had too little time");
     snprintf(self.folder, sizeof(self.folder), "%s", record + at);
     return set_park(&self, pid, 0) == 0 ? note(&self, "undo", call) : fail(call, errno, "sample device", "cannot unpark");
 }
 
-static const char *const settings[] = {"folder", "fail", NULL};
+/* With time to spare: what is said here is what it gets. */
+static uint64_t sample_undo_usec(const char *record) {
+    unsigned undo_ms = 0;
+    return sscanf(record, "%*d %u", &undo_ms) == 1 ? 1000ull * undo_ms + 60000000 : 0;
+}
+
+static const char *const settings[] = {"folder", "fail", "undo-time", NULL};
+
+#ifdef SAMPLE_OLDER
+#define SIZE offsetof(struct ckptd_plugin, undo_usec)
+#else
+#define SIZE sizeof(struct ckptd_plugin)
+#endif
 
 static const struct ckptd_plugin sample = {
-    .size = sizeof(sample),
+    .size = SIZE,
     .abi = CKPTD_PLUGIN_ABI,
     .name = "sample",
     .description = "A folder that plays a device, for tests",
@@ -499,6 +519,7 @@ static const struct ckptd_plugin sample = {
     .handle_vma = sample_handle_vma,
     .restore_file = sample_restore_file,
     .update_vma = sample_update_vma,
+    .undo_usec = sample_undo_usec,
 };
 
 const struct ckptd_plugin *ckptd_plugin_entry(void) { return &sample; }

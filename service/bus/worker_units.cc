@@ -16,8 +16,8 @@ constexpr const char* kManager = "org.freedesktop.systemd1.Manager";
 constexpr uint64_t kSecond = 1000000;
 // After the job's own deadline PID 1 ends the worker, should even its alarm have failed.
 constexpr uint64_t kGrace = 60 * kSecond;
-// How long undoing may take once the worker was told to stop.
-constexpr uint64_t kStopTimeout = 90 * kSecond;
+
+uint64_t usec_of(Microseconds span) { return static_cast<uint64_t>(span.count()); }
 
 using ExecEntry = sdbus::Struct<std::string, std::vector<std::string>, bool>;
 using Auxiliary = sdbus::Struct<std::string, std::vector<sdbus::Struct<std::string, sdbus::Variant>>>;
@@ -49,7 +49,11 @@ std::vector<WorkerUnits::Property> WorkerUnits::properties(const Job& job) const
     const JobRequest& request = job.request();
     const Microseconds total = request.policy.timeout(Phase::kTotal);
     const uint64_t limit =
-        total == kForever ? UINT64_MAX : static_cast<uint64_t>(total.count()) + kGrace;
+        total == kForever ? UINT64_MAX : usec_of(total) + kGrace;
+    // A device's driver may be in a call that must not be cut short, and what was moved by its end is moved back then.
+    // Where a plugin says that it takes longer, the worker asks for more.
+    const Microseconds devices = request.policy.timeout(Phase::kDevices);
+    const uint64_t stop = devices == kForever ? UINT64_MAX : usec_of(2 * devices + kUndoTime);
     auto command = [&](const char* verb, bool may_fail) {
         return bus::variant(std::vector<ExecEntry>{
             ExecEntry{program_, std::vector<std::string>{program_, verb, job.dir()}, may_fail}});
@@ -66,7 +70,9 @@ std::vector<WorkerUnits::Property> WorkerUnits::properties(const Job& job) const
         {"ExecStopPost", command("recover", true)},
         // mixed: the worker alone is asked to stop, and undoes; what is left over is killed.
         {"KillMode", bus::variant(std::string("mixed"))},
-        {"TimeoutStopUSec", bus::variant(kStopTimeout)},
+        {"TimeoutStopUSec", bus::variant(stop)},
+        // The worker and its recovery ask for time (EXTEND_TIMEOUT_USEC=).
+        {"NotifyAccess", bus::variant(std::string("exec"))},
         {"RuntimeMaxUSec", bus::variant(limit)},
         {"CollectMode", bus::variant(std::string("inactive-or-failed"))},
         {"Slice", bus::variant(std::string("system.slice"))},

@@ -217,6 +217,12 @@ void JobSteps::report() {
 
 void JobSteps::no_way_back() { committed_ = true; }
 
+void JobSteps::begin_undo(Microseconds time) {
+    std::lock_guard lock(mutex_);
+    phase_deadline_ = total_deadline_ = add_span(monotonic_usec(), time);
+    set_alarm();
+}
+
 std::chrono::steady_clock::time_point JobSteps::deadline_of(Phase phase) const {
     using std::chrono::steady_clock;
     const uint64_t now = monotonic_usec();

@@ -35,6 +35,8 @@ class JobSteps : public Steps {
 
     // From here on there is no way back: cancelling and deadlines are not honoured any more.
     void no_way_back();
+    // The job has failed, and undoing it may take so long: until then no deadline of its own ends this process.
+    void begin_undo(Microseconds time);
     // Readable once the job was cancelled; -1 before arm().
     int cancel_fd() const { return cancel_.get(); }
     // When the phase of `step` must be over; for calls that take a deadline of their own.

@@ -74,6 +74,21 @@ TEST(JobSteps, HangEndsAtTheDeadline) {
     EXPECT_GE(monotonic_usec() - started, 5000000u);
 }
 
+// What undoes goes on after the job's deadlines, and the alarms that follow them.
+TEST(JobSteps, UndoingHasATimeOfItsOwn) {
+    auto request = request_for();
+    request.policy.timeouts[Phase::kCollect] = milliseconds(50);
+    request.policy.timeouts[Phase::kTotal] = milliseconds(60);
+    const int status = in_child([&] {
+        JobSteps steps(request);
+        if (!steps.arm() || !steps.enter("checkpoint.collect")) return 1;
+        steps.begin_undo(std::chrono::hours(1));
+        std::this_thread::sleep_for(milliseconds(5500));
+        return 0;
+    });
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+}
+
 TEST(JobSteps, SigtermIsTheWishToCancel) {
     auto request = request_for();
     const int status = in_child([&] {

@@ -2,12 +2,15 @@
 //
 // checkpointd-worker: one job, then it leaves. PID 1 starts `run`, and `recover` when that has ended, however
 // it did; the daemon starts `recover` too, and the other verbs.
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fcntl.h>
 #include <functional>
 #include <map>
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 #include <fmt/core.h>
@@ -26,6 +29,7 @@
 #include "units/pid_reservation.h"
 #include "units/revivable.h"
 #include "units/suspend.h"
+#include "units/systemd.h"
 #include "units/undo.h"
 
 namespace checkpointd {
@@ -43,6 +47,20 @@ UndoTable undo_table() {
 
 std::string undo_dir(const std::string& job_dir) { return job_dir + "/undo"; }
 
+// How long all of it may take at most; another recovery of the same job may be at it, and is waited for.
+Microseconds undo_time(Microseconds of_plugins) {
+    constexpr std::chrono::hours kAYear{24 * 365};  // as far as clocks can count
+    return std::min<Microseconds>(of_plugins, kAYear) + kUndoTime;
+}
+
+// Undoing is not to be cut short: a unit that PID 1 stops has a limit, which was set when nobody knew what there would be
+// to undo (service/bus/worker_units.cc). A daemon-reload takes back what is given here (service_coldplug() of systemd), so
+// that limit is a generous one. The daemon's recovery, and workers at a shutdown, have none.
+void take_time(Microseconds time) {
+    if (std::getenv("NOTIFY_SOCKET") != nullptr)
+        (void)notify_as(getpid(), fmt::format("EXTEND_TIMEOUT_USEC={}", time.count()));
+}
+
 Result<JobResult> run_flow(const JobRequest& request, Journal& journal, JobSteps& steps) {
     CKPT_TRY(steps.arm());
     return request.type == JobType::kCheckpoint ? run_checkpoint(request, journal, steps)
@@ -50,10 +68,15 @@ Result<JobResult> run_flow(const JobRequest& request, Journal& journal, JobSteps
 }
 
 // A job that fails while it lives takes the way of one that died: what its journal says is undone.
-JobResult settle(Result<JobResult> flow, Journal& journal) {
+JobResult settle(Result<JobResult> flow, Journal& journal, JobSteps& steps) {
     JobResult result;
     if (flow) result = std::move(*flow);
     else result.error = std::move(flow).error();
+    if (!journal.empty()) {
+        const Microseconds time = undo_time(journal.rollback_time());
+        steps.begin_undo(time);
+        take_time(time);
+    }
     auto undone = journal.rollback();
     if (undone) undone = journal.close();
     if (!undone) result.error.causes.push_back(std::move(undone).error());
@@ -69,7 +92,7 @@ Result<std::string> run_job(const std::string& job_dir) {
     CKPT_ASSIGN(auto journal, Journal::create(undo_dir(job_dir), table));
     log_job_began(request);
     JobSteps steps(request);
-    JobResult result = settle(run_flow(request, journal, steps), journal);
+    JobResult result = settle(run_flow(request, journal, steps), journal, steps);
     result.total_usec = monotonic_usec() - started;
     result.steps = steps.times();
     log_job_ended(request, result);
@@ -77,12 +100,13 @@ Result<std::string> run_job(const std::string& job_dir) {
     return std::string();
 }
 
-// Longer than any undo takes: another recovery of this job may be at work, see service/bus/worker_units.cc.
-constexpr std::chrono::seconds kRecoveryPatience{80};
-
 Result<std::string> recover_job(const std::string& job_dir) {
     const UndoTable table = undo_table();
-    CKPT_ASSIGN(const bool has_undone, Journal::replay(undo_dir(job_dir), table, kRecoveryPatience));
+    const std::string directory = undo_dir(job_dir);
+    const Microseconds time = undo_time(Journal::replay_time(directory, table));
+    take_time(time);
+    CKPT_ASSIGN(const bool has_undone,
+                Journal::replay(directory, table, std::chrono::ceil<std::chrono::milliseconds>(time)));
     if (auto request = load_request(job_dir); has_undone && request) log_job_undone(*request);
     return std::string();
 }

@@ -90,9 +90,7 @@ class User:
         self.host = host
         host.sh(f"mkdir -p {FOLDER} /run/checkpointd; touch /run/checkpointd/allow-faults; "
                 f"cp /usr/lib/checkpointd-test-plugins/sample.so {PLUGIN}")
-        host.write("/etc/checkpointd/policy.yaml",
-                   f"version: 1\ndefaults: {{pid-taken: namespace, plugins: {{sample: {{folder: {FOLDER}}}}}}}\n")
-        host.run("crctl", "policy", "reload")
+        self.policy()
         for name, text in (("echo", ECHO), ("user", PROGRAM)):
             host.write(f"/usr/local/lib/sample-{name}.py", text)
             host.write(f"/etc/systemd/system/sample-{name}.service",
@@ -100,6 +98,24 @@ class User:
         host.sh("systemctl daemon-reload; systemctl start sample-echo.service")
         wait_for(lambda: host.exists(f"{FOLDER}/peer"), "the peer listens")
         self.start()
+
+    def policy(self, undo_time=0, devices="10min"):
+        self.host.write("/etc/checkpointd/policy.yaml",
+                        f"version: 1\ndefaults: {{pid-taken: namespace, timeouts: {{devices: {devices}}}, "
+                        f"plugins: {{sample: {{folder: {FOLDER}, undo-time: {undo_time}}}}}}}\n")
+        self.host.run("crctl", "policy", "reload")
+
+    def halt_in_the_middle(self):
+        """A worker that has the device; of its unit, the stop timeout."""
+        self.host.run("crctl", "checkpoint", UNIT, "--no-wait", "--x-fault", "step=checkpoint.collect,action=stop")
+        wait_for(lambda: self.host.sh("pgrep -r T -f '[c]heckpointd-worker run' || true").out, "the worker halts", 30)
+        return self.host.sh("systemctl show 'checkpointd-job-*' -p TimeoutStopUSec --value").out.strip()
+
+    def kill_worker(self):
+        self.host.sh("systemctl kill -s KILL 'checkpointd-job-*'")
+
+    def wait_undone(self):
+        wait_for(lambda: self.host.sh("ls -d /run/checkpointd/jobs/*/undo 2>/dev/null || true").out == "", "it is undone", 60)
 
     def start(self):
         self.host.sh(f"systemctl stop {UNIT}; rm -f {FOLDER}/*.json {FOLDER}/[0-9]* {FOLDER}/log; systemctl start {UNIT}")
@@ -213,6 +229,33 @@ def faults_at_every_step_of_it(t):
             unit.check_no_trace(f"{step} {action}")
     unit.crctl("restore")
     unit.check_goes_on("restored in the end", before)
+
+
+@case
+def undoing_is_not_cut_short(t):
+    """A worker has as long as the policy gives to devices; its recovery, by PID 1 alone, as long as the plugin says."""
+    unit = user(t)
+    before = unit.look()
+    for devices, limit in (("5min", "11min 30s"), ("infinity", "infinity")):
+        unit.policy(devices=devices)
+        check_equal(unit.halt_in_the_middle(), limit, f"{devices} for devices: when PID 1 ends a worker")
+        unit.kill_worker()
+        unit.wait_undone()
+        unit.check_goes_on("a dead worker", before)
+    unit.policy(undo_time=5000)
+    unit.host.drop_in("checkpointd-job-.service", "[Service]\nTimeoutStopSec=1\n")
+    check_equal(unit.halt_in_the_middle(), "1s", "a stop timeout that is too short")
+    unit.host.run("systemctl", "stop", "checkpointd.service")
+    unit.host.sh(f"rm {FOLDER}/log")
+    unit.kill_worker()
+    wait_for(lambda: unit.host.exists(f"{FOLDER}/log"), "the undo comes to its end", 60)
+    check_equal(unit.host.read(f"{FOLDER}/log").split(), ["undo"], "what has come to its end")
+    unit.host.sh("rm /etc/systemd/system/checkpointd-job-.service.d/test.conf; systemctl daemon-reload; "
+                 "systemctl start checkpointd.service")  # the recovery may lose what it had with that reload, or its own
+    unit.wait_undone()
+    unit.policy()
+    unit.check_goes_on("undone slowly", before)
+    unit.check_no_trace("undone slowly")
 
 
 @case
