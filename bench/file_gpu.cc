@@ -72,6 +72,11 @@ class FileKfd : public Kfd {
         return 0;
     }
 
+    int available_memory(int, kfd_ioctl_get_available_memory_args* args) const noexcept override {
+        args->available = UINT64_MAX;
+        return 0;
+    }
+
     int criu_op(int fd, kfd_ioctl_criu_args* args) const noexcept override {
         switch (args->op) {
             case KFD_CRIU_OP_PROCESS_INFO:

@@ -417,6 +417,50 @@ TEST_F(AmdgpuJob, AnImageThatDoesNotFitIsRefusedBeforeAnything) {
     EXPECT_THAT(result.error().line(), HasSubstr("amdgpu-pages-7-1001.img: is missing"));
 }
 
+// Each GPU has 2 MiB free of its 64, as KFD counts; the image needs 2.3 and 0.3.
+TEST_F(AmdgpuJob, AGpuThatOthersHaveTakenIsNamedBeforeAnything) {
+    program_->allocate(gpus()[0], kAddress + 8 * kSize, 2 << 20, 3);
+    ASSERT_TRUE(checkpoint(pids()));
+    Host there({"0x2001:140:64", "0x2002:141:64"});
+    EmulatedProgram other(*there.kfd);
+    for (const auto& gpu : there.kfd->state().gpus()) {
+        other.use_gpu(gpu);
+        other.allocate(gpu, kAddress, (62 << 20) - 4096, 3);
+    }
+    auto refused = restore(there, 500);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().kind, ErrorKind::kConflict);
+    EXPECT_THAT(refused.error().line(),
+                HasSubstr("GPU 0x2001: has 2 MiB free of the 3 MiB that the image needs"));
+    EXPECT_EQ(there.kfd->state().processes().size(), 2u) << "the other one, and we who asked";
+
+    settings_.checks_memory = false;  // then the driver decides
+    EXPECT_FALSE(restore(there, 501));
+    settings_.checks_memory = true;
+    there.as_worker();
+    std::jthread ends([&] {  // a process that died a moment ago has its memory yet
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        other.end();
+    });
+    auto result = restore(there, 502);
+    EXPECT_TRUE(result) << result.error().text();
+}
+
+TEST_F(AmdgpuJob, RoomOfTheHostIsLookedAtToo) {
+    const NeededRoom needed{{{gpus()[0].id, 1 << 20}}, uint64_t{1} << 60};
+    const auto missing = missing_room(*here_.kfd, needed, {});
+    ASSERT_EQ(missing.size(), 1u);
+    EXPECT_THAT(missing[0].line(), HasSubstr("host memory, for buffers of GPUs: has "));
+    EXPECT_THAT(missing[0].line(), HasSubstr("of the 1099511627776 MiB that the image needs"));
+}
+
+// Before 1.9 KFD does not tell.
+TEST_F(AmdgpuJob, AnOldKfdDoesNotTellWhatIsFree) {
+    Host old({"0x1001:128:64"}, 8);
+    EXPECT_TRUE(missing_room(*old.kfd, {{{0x1001, uint64_t{1} << 60}}, 0}, {}).empty());
+    EXPECT_EQ(missing_room(*here_.kfd, {{{0x1001, uint64_t{1} << 60}}, 0}, {}).size(), 1u);
+}
+
 TEST_F(AmdgpuJob, BuffersOfTheRenderNodeAreRefused) {
     ASSERT_TRUE(checkpoint(pids()));
     pb::RenderNode node;

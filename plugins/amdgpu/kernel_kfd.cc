@@ -69,6 +69,11 @@ class KernelKfd : public Kfd {
         return call(kfd_fd, AMDKFD_IOC_GET_VERSION, out);
     }
 
+    int available_memory(int kfd_fd,
+                         kfd_ioctl_get_available_memory_args* args) const noexcept override {
+        return call(kfd_fd, AMDKFD_IOC_AVAILABLE_MEMORY, args);
+    }
+
     int criu_op(int kfd_fd, kfd_ioctl_criu_args* args) const noexcept override {
         return call(kfd_fd, AMDKFD_IOC_CRIU_OP, args);
     }

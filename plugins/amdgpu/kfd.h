@@ -68,6 +68,10 @@ class Kfd {
     virtual int open_render(uint32_t minor) const noexcept = 0;
     // AMDKFD_IOC_GET_VERSION. 0, or -errno.
     virtual int version(int kfd_fd, kfd_ioctl_get_version_args* out) const noexcept = 0;
+    // AMDKFD_IOC_AVAILABLE_MEMORY, which KFD has since 1.9: what it would still give of the memory
+    // of the GPU that is called gpu_id here. 0, or -errno.
+    virtual int available_memory(int kfd_fd,
+                                 kfd_ioctl_get_available_memory_args* args) const noexcept = 0;
     // AMDKFD_IOC_CRIU_OP. 0, or -errno. Where an answer of CHECKPOINT or RESTORE holds dma-buf
     // descriptors (anything but KFD_INVALID_FD in kfd_criu_bo_bucket::dmabuf_fd) they are the
     // caller's.

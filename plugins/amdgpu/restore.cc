@@ -22,6 +22,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kMostDescriptors = 250;  // of one message, see plugin.h
 constexpr std::chrono::milliseconds kLookAround{200};
+constexpr std::chrono::seconds kRoomPatience{2};
 constexpr uint32_t kFilled = 1;
 constexpr uint32_t kGivenUp = 2;
 
@@ -173,9 +174,20 @@ Result<void> Restore::probe() {
         else if (*node)
             keep(read_render_image(id, **node));
     }
+    for (Error& missing : lacking_room())
+        blockers.push_back(std::move(missing));
     if (blockers.size() == 1)
         return tl::unexpected(std::move(blockers.front()));
     return all_blockers("AMD GPUs", "cannot be restored here", std::move(blockers));
+}
+
+// Of all processes together, those that do fit here.
+std::vector<Error> Restore::lacking_room() const {
+    NeededRoom needed;
+    for (const RestoredProcess& process : processes_)
+        process.add_to(needed);
+    return settings_.checks_memory ? missing_room(kfd_, needed, kRoomPatience)
+                                   : std::vector<Error>();
 }
 
 Result<void> Restore::prepare() {

@@ -64,6 +64,7 @@ class Restore {
     Result<void> read_image(uint32_t id, std::vector<Error>& blockers);
     Result<void> read_process_image(uint32_t id, const pb::Process& process);
     Result<void> read_render_image(uint32_t id, const pb::RenderNode& node);
+    std::vector<Error> lacking_room() const;
     Result<Files> open_pages(const RestoredProcess& process) const;
     OpenImage open_image() const;
     int hand_over(size_t index) noexcept;

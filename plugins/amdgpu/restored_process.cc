@@ -106,6 +106,19 @@ uint64_t RestoredProcess::content_bytes() const {
     return bytes;
 }
 
+// Doorbells, registers and the program's own memory take nothing of either.
+void RestoredProcess::add_to(NeededRoom& room) const {
+    for (const kfd_criu_device_bucket& device : devices_)
+        for (const kfd_criu_bo_bucket& bucket : buckets_) {
+            if (bucket.gpu_id != device.user_gpu_id)
+                continue;
+            if ((bucket.alloc_flags & KFD_IOC_ALLOC_MEM_FLAGS_VRAM) != 0)
+                room.vram[device.actual_gpu_id] += bucket.size;
+            else if ((bucket.alloc_flags & KFD_IOC_ALLOC_MEM_FLAGS_GTT) != 0)
+                room.host += bucket.size;
+        }
+}
+
 std::map<uint32_t, uint64_t> RestoredProcess::bytes_of_gpus() const {
     std::map<uint32_t, uint64_t> bytes;
     for (const Content& content : contents_)

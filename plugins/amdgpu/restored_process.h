@@ -10,6 +10,7 @@
 #include "core/base/scoped_fd.h"
 #include "plugins/amdgpu/amdgpu.pb.h"
 #include "plugins/amdgpu/kfd.h"
+#include "plugins/amdgpu/room.h"
 #include "plugins/amdgpu/topology_map.h"
 
 namespace checkpointd::amdgpu {
@@ -52,6 +53,7 @@ class RestoredProcess {
     std::string name() const { return fmt::format("pid {} (AMD GPU)", pid_); }
     const std::vector<Content>& contents() const { return contents_; }
     uint64_t content_bytes() const;
+    void add_to(NeededRoom& room) const;
     // Of one GPU's pages file.
     std::map<uint32_t, uint64_t> bytes_of_gpus() const;
     std::string content_name(const Content& content) const;

@@ -6,10 +6,11 @@
 
 namespace checkpointd::amdgpu {
 
-const char* const kSettingNames[] = {"parallel",         "staging-memory", "copy-timeout",
-                                     "device-map",       "firmware-check", "sdma-firmware-check",
-                                     "caches-check",     "gws-check",      "vram-size-check",
-                                     "capability-check", "numa-check",     nullptr};
+const char* const kSettingNames[] = {
+    "parallel",   "staging-memory",  "copy-timeout",        "check-memory",
+    "device-map", "firmware-check",  "sdma-firmware-check", "caches-check",
+    "gws-check",  "vram-size-check", "capability-check",    "numa-check",
+    nullptr};
 
 namespace {
 
@@ -61,6 +62,7 @@ Result<Settings> Settings::read(const SettingReader::Get& get) {
     reader.take_switch("parallel", settings.is_parallel);
     reader.take("staging-memory", settings.staging_bytes, parse_size);
     reader.take_span("copy-timeout", settings.copy_timeout, "1min 30s");
+    reader.take_switch("check-memory", settings.checks_memory);
     reader.take("device-map", settings.rules.wanted, parse_map);
     reader.take_switch("firmware-check", settings.rules.firmware);
     reader.take_switch("sdma-firmware-check", settings.rules.sdma_firmware);

@@ -14,6 +14,7 @@ struct Settings {
                               // reading beside copying
     uint64_t staging_bytes = 64u << 20;
     std::chrono::milliseconds copy_timeout{30000};  // of one piece
+    bool checks_memory = true;                      // before a restore
     MapRules rules;
 
     static Result<Settings> read(const SettingReader::Get& get);

@@ -24,7 +24,7 @@ Result<Settings> read(const std::map<std::string, std::string>& given) {
 
 TEST(Settings, AreThoseOfTheManualWhereNothingIsSaid) {
     const Settings settings = read({}).value();
-    EXPECT_TRUE(settings.is_parallel);
+    EXPECT_TRUE(settings.is_parallel && settings.checks_memory);
     EXPECT_EQ(settings.staging_bytes, 64u << 20);
     EXPECT_EQ(settings.copy_timeout, std::chrono::seconds(30));
     EXPECT_TRUE(settings.rules.numa && settings.rules.firmware && settings.rules.wanted.empty());
@@ -34,11 +34,13 @@ TEST(Settings, AreRead) {
     const Settings settings = read({{"parallel", "no"},
                                     {"staging-memory", "3G"},
                                     {"copy-timeout", "1min"},
+                                    {"check-memory", "no"},
                                     {"device-map", "0x1f=0x2F,12=13"},
                                     {"numa-check", "no"},
                                     {"vram-size-check", "no"}})
                                   .value();
-    EXPECT_FALSE(settings.is_parallel || settings.rules.numa || settings.rules.vram_size);
+    EXPECT_FALSE(settings.is_parallel || settings.rules.numa || settings.rules.vram_size ||
+                 settings.checks_memory);
     EXPECT_EQ(settings.staging_bytes, 3ull << 30);
     EXPECT_EQ(settings.copy_timeout, std::chrono::minutes(1));
     EXPECT_EQ(settings.rules.wanted, (std::map<uint32_t, uint32_t>{{0x1f, 0x2f}, {12, 13}}));

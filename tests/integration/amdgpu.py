@@ -5,7 +5,7 @@ evicted. The driver is an emulation."""
 import re
 
 import harness
-from amdgpu_units import OTHERS, PROCESSES, TWO, have_faults, have_gpus, policy, program
+from amdgpu_units import HOME, OTHERS, PROCESSES, TWO, have_faults, have_gpus, policy, program
 from harness import SOAK, case, check, check_equal, check_in, wait_for
 
 
@@ -84,6 +84,25 @@ def machines_that_will_not_do(t):
     have_gpus(unit.host, *TWO)
     unit.crctl("restore")
     unit.check_counts("in the end", before)
+
+
+@case
+def gpus_that_others_have_taken(t):
+    """Both are named, with numbers, and nothing was started; when they are free again, the same image does."""
+    unit = program(t)
+    before = unit.look()
+    unit.crctl("checkpoint")
+    unit.host.run("systemd-run", "--quiet", "--collect", "-u", "kfd-hog", f"{HOME}/kfd-counter", "/var/tmp/kfd-hog", "1", "60")
+    wait_for(lambda: sum(int(one["vram"]) > 60 << 20 for one in unit.driver("device")) == 2, "GPUs are taken", 30)
+    since = unit.host.unit(unit.unit, "InactiveExitTimestampMonotonic", "ActiveState")
+    answer = unit.refuse("restore")
+    for gpu in ("0x1001", "0x1002"):
+        check_in(f"GPU {gpu}: has 2 MiB free of the 5 MiB that the image needs", answer, "what is told")
+    check_equal(unit.host.unit(unit.unit, *since), since, "the unit was not started")
+    check_equal(len({one["of"] for one in unit.driver("queue")}), 1, "processes with queues: the other one's")
+    unit.host.run("systemctl", "stop", "kfd-hog.service")
+    unit.crctl("restore")
+    unit.check_counts("when they are free again", before)
 
 
 @case

@@ -82,6 +82,10 @@ class EmulatedKfd : public Kfd {
     int version(int kfd_fd, kfd_ioctl_get_version_args* out) const noexcept override {
         return ioctl(kfd_fd, AMDKFD_IOC_GET_VERSION, out) == 0 ? 0 : -errno;
     }
+    int available_memory(int kfd_fd,
+                         kfd_ioctl_get_available_memory_args* args) const noexcept override {
+        return ioctl(kfd_fd, AMDKFD_IOC_AVAILABLE_MEMORY, args) == 0 ? 0 : -errno;
+    }
     int criu_op(int kfd_fd, kfd_ioctl_criu_args* args) const noexcept override;
     Result<std::unique_ptr<CopyEngine>> open_engine(uint32_t) const override {
         return std::make_unique<EmulatedEngine>(

@@ -142,6 +142,11 @@ int InProcessKfd::version(int kfd_fd, kfd_ioctl_get_version_args* out) const noe
     return call(kfd_fd, AMDKFD_IOC_GET_VERSION, out);
 }
 
+int InProcessKfd::available_memory(int kfd_fd,
+                                   kfd_ioctl_get_available_memory_args* args) const noexcept {
+    return call(kfd_fd, AMDKFD_IOC_AVAILABLE_MEMORY, args);
+}
+
 int InProcessKfd::criu_op(int kfd_fd, kfd_ioctl_criu_args* args) const noexcept {
     return call(kfd_fd, AMDKFD_IOC_CRIU_OP, args);
 }

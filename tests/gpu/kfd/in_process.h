@@ -50,6 +50,8 @@ class InProcessKfd : public amdgpu::Kfd {
     int open_kfd() const noexcept override;
     int open_render(uint32_t minor) const noexcept override;
     int version(int kfd_fd, kfd_ioctl_get_version_args* out) const noexcept override;
+    int available_memory(int kfd_fd,
+                         kfd_ioctl_get_available_memory_args* args) const noexcept override;
     int criu_op(int kfd_fd, kfd_ioctl_criu_args* args) const noexcept override;
     Result<std::unique_ptr<amdgpu::CopyEngine>> open_engine(uint32_t render_minor) const override;
 

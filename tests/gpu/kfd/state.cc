@@ -19,8 +19,13 @@ namespace {
 constexpr auto kPause = std::chrono::milliseconds(2);
 
 // As kfd_flat_memory.c: what lies below it belongs to the driver's trap handler.
+constexpr uint64_t kVramPiece = 2 << 20;  // VRAM_AVAILABLITY_ALIGN
 constexpr uint64_t kGpuvmBase = 0x4000;
 constexpr uint64_t kGpuvmLimit = (1ull << 47) - 1;
+
+constexpr uint64_t in_pieces(uint64_t size) {
+    return (size + kVramPiece - 1) / kVramPiece * kVramPiece;
+}
 
 template <typename T>
 T& as(void* data) {
@@ -273,10 +278,20 @@ int State::acquire_vm(Process& process, const Caller& caller, void* data) {
 int State::available_memory(Process& process, const Caller&, void* data) {
     auto& args = as<kfd_ioctl_get_available_memory_args>(data);
     const int gpu = find_device(process, args.gpu_id);
-    if (gpu < 0)
+    if (gpu < 0 || options_.minor_version < 9)
         return -EINVAL;
-    args.available = free_vram(static_cast<size_t>(gpu));
+    args.available = available_vram(static_cast<size_t>(gpu));
     return 0;
+}
+
+// What is told is less than what can be had: amdgpu_amdkfd_get_available_memory() counts every
+// buffer in whole pieces, amdgpu_amdkfd_reserve_mem_limit() in bytes.
+uint64_t State::available_vram(size_t gpu) const {
+    uint64_t used = 0;
+    for (const auto& [pid, process] : processes_)
+        used += process->devices[gpu].vram_used_aligned;
+    const uint64_t left = gpus_[gpu].vram_bytes - std::min(used, gpus_[gpu].vram_bytes);
+    return left / kVramPiece * kVramPiece;
 }
 
 uint64_t State::free_vram(size_t gpu) const {
@@ -322,8 +337,10 @@ int State::make_buffer(Process& process, BufferObject object, const uint32_t* fo
     object.mmap_offset = special_offset(object);
     if (object.memory != nullptr)
         add_mapping(&object);
-    if (vram)
+    if (vram) {
         device.vram_used += object.size;
+        device.vram_used_aligned += in_pieces(object.size);
+    }
     *handle = object.handle;
     device.buffers.emplace(object.handle, std::move(object));
     return 0;
@@ -351,8 +368,10 @@ void State::add_mapping(BufferObject* object) {
 }
 
 void State::drop_buffer(Process& process, BufferObject& object) {
-    if ((object.flags & KFD_IOC_ALLOC_MEM_FLAGS_VRAM) != 0)
+    if ((object.flags & KFD_IOC_ALLOC_MEM_FLAGS_VRAM) != 0) {
         process.devices[object.gpu].vram_used -= object.size;
+        process.devices[object.gpu].vram_used_aligned -= in_pieces(object.size);
+    }
     const std::lock_guard lock(mappings_mutex_);
     mappings_[gpus_[object.gpu].render_minor].erase(object.mmap_offset);
 }

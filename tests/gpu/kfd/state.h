@@ -104,6 +104,7 @@ struct Process {
         uint32_t render_minor = 0;  // of the VM that it has; 0: none yet
         std::map<uint32_t, BufferObject> buffers;
         uint64_t vram_used = 0;
+        uint64_t vram_used_aligned = 0;  // each buffer in whole pieces of 2 MiB
     };
 
     const pid_t pid;
@@ -258,6 +259,7 @@ class State {
     void drop_buffer(Process& process, BufferObject& object);
     BufferObject* find_buffer(Process& process, uint64_t handle);
     uint64_t free_vram(size_t gpu) const;
+    uint64_t available_vram(size_t gpu) const;
     int look_at_events(Process& process, const std::vector<kfd_event_data>& wanted, bool all);
     void describe_process(const Process& process, std::string* out) const;
     int find_device(const Process& process, uint32_t user_id) const;  // index, or -1
