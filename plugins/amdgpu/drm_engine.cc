@@ -43,7 +43,7 @@ Result<void> DrmEngine::initialize() {
                      "device_initialize"));
     drm::GpuInfo info{};
     CKPT_TRY(checked(api_.query_gpu_info(device_, &info), "query_gpu_info"));
-    packet_bytes_ = sdma_packet_bytes(info.family_id);
+    family_ = info.family_id;
     CKPT_TRY(checked(api_.cs_ctx_create(device_, &context_), "cs_ctx_create"));
     drm::AllocRequest request{kSlots * kSlotBytes, kPage, drm::kHeapGtt, 0};
     CKPT_TRY(checked(api_.bo_alloc(device_, &request, &commands_.buffer), "bo_alloc"));
@@ -153,7 +153,7 @@ Result<uint64_t> DrmEngine::start(const Copy& copy) {
 
 Result<uint64_t> DrmEngine::submit(const Mapped& buffer, uint64_t from, uint64_t to,
                                    uint64_t size) {
-    const std::vector<uint32_t> words = sdma_copy(from, to, size, packet_bytes_);
+    const std::vector<uint32_t> words = sdma_copy(from, to, size, family_);
     const uint64_t slot = started_ % kSlots * kSlotBytes;
     if (words.size() * sizeof(uint32_t) > kSlotBytes || fences_.size() >= kSlots)
         return fail(ErrorKind::kInternal, "copies to and from GPU memory", "too much at once");

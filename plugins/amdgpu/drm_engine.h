@@ -44,7 +44,7 @@ class DrmEngine : public CopyEngine {
     const ScopedFd render_node_;
     drm::Device device_ = nullptr;
     drm::Context context_ = nullptr;
-    uint64_t packet_bytes_ = 0;
+    uint32_t family_ = 0;
     Mapped commands_;
     std::byte* commands_memory_ = nullptr;
     Mapped staging_;

@@ -19,23 +19,26 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
+constexpr uint32_t kVega = 141;
+constexpr uint32_t kPolaris = 130;
+
 TEST(Sdma, OnePacket) {
-    EXPECT_THAT(sdma_copy(0x123456789000, 0xabc000, 0x1000, 1 << 21),
+    EXPECT_THAT(sdma_copy(0x123456789000, 0xabc000, 0x1000, kPolaris),
                 ElementsAre(1, 0x1000, 0, 0x56789000, 0x1234, 0xabc000, 0, 0));
 }
 
-TEST(Sdma, MoreThanOnePacketTakes) {
-    EXPECT_THAT(sdma_copy(0xffe00000, 0x2000000000, (1 << 21) + 4096, 1 << 21),
-                ElementsAre(1, 0x200000, 0, 0xffe00000, 0, 0, 0x20,  //
-                            1, 0x1000, 0, 0, 1, 0x200000, 0x20,      //
-                            0, 0));
-    EXPECT_EQ(sdma_copy(0, 0, 8ull << 21, 1 << 21).size(), 56u);
-    EXPECT_EQ(sdma_copy(0, 0, 8ull << 21, (1 << 21) - 1).size(), 64u);
+TEST(Sdma, NewerFamiliesCountFromZero) {
+    EXPECT_THAT(sdma_copy(0x123456789000, 0xabc000, 0x1000, kVega),
+                ElementsAre(1, 0xfff, 0, 0x56789000, 0x1234, 0xabc000, 0, 0));
 }
 
-TEST(Sdma, OlderFamiliesTakeAByteLess) {
-    EXPECT_EQ(sdma_packet_bytes(141), 1u << 21);
-    EXPECT_EQ(sdma_packet_bytes(135), (1u << 21) - 1);
+TEST(Sdma, MoreThanOnePacketTakes) {
+    EXPECT_THAT(sdma_copy(0xffe00000, 0x2000000000, (1 << 21) + 4096, kVega),
+                ElementsAre(1, 0x1fffff, 0, 0xffe00000, 0, 0, 0x20,  //
+                            1, 0xfff, 0, 0, 1, 0x200000, 0x20,       //
+                            0, 0));
+    EXPECT_EQ(sdma_copy(0, 0, 8ull << 21, kVega).size(), 56u);
+    EXPECT_EQ(sdma_copy(0, 0, 8ull << 21, kPolaris).size(), 64u);
 }
 
 TEST(DrmApi, SaysWhatIsMissing) {
@@ -62,7 +65,7 @@ struct FakeDrm {
     int calls = 0;
     int fails_at = 0;
     bool hangs = false;
-    uint32_t family = 141;
+    uint32_t family = kVega;
     std::set<uint64_t> listed;
 };
 
@@ -110,8 +113,8 @@ void execute(const drm::Commands& commands) {
         auto address = [&](size_t low) {
             return words[low] | static_cast<uint64_t>(words[low + 1]) << 32;
         };
-        std::memcpy(at(address(i + 5), words[i + 1]), at(address(i + 3), words[i + 1]),
-                    words[i + 1]);
+        const uint32_t bytes = words[i + 1] + (fake->family >= kVega ? 1 : 0);
+        std::memcpy(at(address(i + 5), bytes), at(address(i + 3), bytes), bytes);
         i += 7;
     }
 }
@@ -271,7 +274,7 @@ class DrmEngineTest : public testing::Test {
 };
 
 TEST_F(DrmEngineTest, CopiesBothWays) {
-    for (uint32_t family : {141u, 130u}) {
+    for (uint32_t family : {kVega, kPolaris}) {
         drm_.family = family;
         auto result = there_and_back();
         ASSERT_TRUE(result) << result.error().text();

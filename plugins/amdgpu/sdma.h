@@ -8,11 +8,8 @@
 
 namespace checkpointd::amdgpu {
 
-// What one packet copies at most: 2 MiB, and a byte less on GPUs before the family AI (Vega 10).
-uint64_t sdma_packet_bytes(uint32_t family);
-
-// Linear copies of `size` bytes between two GPU addresses, padded with NOPs to whole fetches of 8
-// words.
-std::vector<uint32_t> sdma_copy(uint64_t from, uint64_t to, uint64_t size, uint64_t packet_bytes);
+// Linear copies of `size` bytes between two GPU addresses by a GPU of this family (AMDGPU_FAMILY_...), padded with NOPs to
+// whole fetches of 8 words.
+std::vector<uint32_t> sdma_copy(uint64_t from, uint64_t to, uint64_t size, uint32_t family);
 
 }  // namespace checkpointd::amdgpu
