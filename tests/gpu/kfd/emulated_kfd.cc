@@ -13,7 +13,9 @@
 
 #include "plugins/amdgpu/kfd.h"
 #include "tests/gpu/kfd/copy_engine.h"
+#include "tests/gpu/kfd/descriptors.h"
 #include "tests/gpu/kfd/file_system.h"
+#include "tests/gpu/kfd/path.h"
 
 namespace checkpointd::amdgpu {
 
@@ -22,41 +24,10 @@ namespace {
 using kfd_emulation::CopyQueue;
 using kfd_emulation::EmulatedEngine;
 using kfd_emulation::FileSystem;
+using kfd_emulation::open_file;
+using kfd_emulation::Path;
 
 constexpr char kFolder[] = "/run/kfd-emulated";
-
-// PREFIX and the number in decimal, where nothing may be allocated.
-class Path {
-  public:
-    Path(const char* prefix, uint32_t number) noexcept {
-        const size_t length = std::strlen(prefix);
-        std::memcpy(text_, prefix, length);
-        char digits[10];
-        size_t count = 0;
-        do {
-            digits[count++] = static_cast<char>('0' + number % 10);
-            number /= 10;
-        } while (number > 0);
-        for (size_t i = 0; i < count; ++i)
-            text_[length + i] = digits[count - 1 - i];
-        text_[length + count] = 0;
-    }
-    const char* text() const { return text_; }
-
-  private:
-    char text_[64];
-};
-
-int open_file(const char* path, int flags) noexcept {
-    const int fd = open(path, flags | O_CLOEXEC);
-    return fd < 0 ? -errno : fd;
-}
-
-int open_dmabuf(const kfd_criu_bo_bucket& bucket, bool restoring) noexcept {
-    const bool writable = restoring || (bucket.alloc_flags & KFD_IOC_ALLOC_MEM_FLAGS_WRITABLE) != 0;
-    return open_file(Path("/run/kfd-emulated/dmabuf-", bucket.dmabuf_fd).text(),
-                     writable ? O_RDWR : O_RDONLY);
-}
 
 class EmulatedKfd : public Kfd {
   public:
@@ -101,23 +72,7 @@ class EmulatedKfd : public Kfd {
 };
 
 int EmulatedKfd::criu_op(int kfd_fd, kfd_ioctl_criu_args* args) const noexcept {
-    if (ioctl(kfd_fd, AMDKFD_IOC_CRIU_OP, args) != 0)
-        return -errno;
-    if (args->op != KFD_CRIU_OP_CHECKPOINT && args->op != KFD_CRIU_OP_RESTORE)
-        return 0;
-    auto* buckets = reinterpret_cast<kfd_criu_bo_bucket*>(args->bos);
-    int error = 0;
-    for (uint32_t i = 0; i < args->num_bos; ++i) {
-        if (buckets[i].dmabuf_fd == KFD_INVALID_FD)
-            continue;
-        const int fd = open_dmabuf(buckets[i], args->op == KFD_CRIU_OP_RESTORE);
-        error = fd < 0 ? fd : error;
-        buckets[i].dmabuf_fd = fd < 0 ? KFD_INVALID_FD : static_cast<uint32_t>(fd);
-    }
-    for (uint32_t i = 0; i < args->num_bos && error != 0; ++i)
-        if (buckets[i].dmabuf_fd != KFD_INVALID_FD)
-            close(static_cast<int>(buckets[i].dmabuf_fd));
-    return error;
+    return ioctl(kfd_fd, AMDKFD_IOC_CRIU_OP, args) == 0 ? kfd_emulation::open_dmabufs(*args) : -errno;
 }
 
 }  // namespace

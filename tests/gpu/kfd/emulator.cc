@@ -20,6 +20,7 @@
 
 #include "tests/gpu/kfd/file_system.h"
 #include "tests/gpu/kfd/fuse_caller.h"
+#include "tests/gpu/kfd/render_file.h"
 
 namespace checkpointd::kfd_emulation {
 namespace {
@@ -48,6 +49,10 @@ struct stat about(const FileSystem::Entry& entry) {
 
 bool is_dmabuf(uint64_t inode) {
     return inode >= FileSystem::kDmabuf && inode < FileSystem::kFolder;
+}
+
+bool is_render(uint64_t inode) {
+    return inode > FileSystem::kRender && inode < FileSystem::kKfd;
 }
 
 void lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
@@ -104,6 +109,8 @@ int open_file(fuse_req_t request, fuse_ino_t inode, fuse_file_info* file) {
     file->keep_cache = 1;
     if (inode == FileSystem::kControl)  // one text, however often it is read
         file->fh = reinterpret_cast<uintptr_t>(new std::string(files.control_text()));
+    if (is_render(inode))
+        file->fh = reinterpret_cast<uintptr_t>(new RenderFile);
     if (inode != FileSystem::kKfd)
         return 0;
     auto opened = std::make_unique<State::File>();
@@ -123,6 +130,8 @@ void open(fuse_req_t request, fuse_ino_t inode, fuse_file_info* file) {
 void release(fuse_req_t request, fuse_ino_t inode, fuse_file_info* file) {
     if (inode == FileSystem::kKfd)
         delete reinterpret_cast<State::File*>(file->fh);
+    if (is_render(inode))
+        delete reinterpret_cast<RenderFile*>(file->fh);
     if (inode == FileSystem::kControl)
         delete reinterpret_cast<std::string*>(file->fh);
     if (is_dmabuf(inode))
@@ -176,18 +185,23 @@ void fsync(fuse_req_t request, fuse_ino_t, int, fuse_file_info*) {
     fuse_reply_err(request, 0);
 }
 
+int call(fuse_req_t request, fuse_ino_t inode, unsigned command, uint64_t opened, void* data) {
+    const FuseCaller caller = caller_of(request);
+    if (is_render(inode))
+        return reinterpret_cast<RenderFile*>(opened)->ioctl(caller, command, data);
+    return files_of(request).state().ioctl(*reinterpret_cast<State::File*>(opened), caller, command, data);
+}
+
 // On an ordinary file the kernel copies as many bytes in and out as the command says.
 void ioctl(fuse_req_t request, fuse_ino_t inode, unsigned command, void*, fuse_file_info* file,
            unsigned, const void* in, size_t in_size, size_t out_size) {
-    if (inode != FileSystem::kKfd) {
+    if (inode != FileSystem::kKfd && !is_render(inode)) {
         fuse_reply_err(request, ENOTTY);
         return;
     }
     std::vector<char> data(std::max<size_t>({in_size, out_size, _IOC_SIZE(command), 8}));
     std::memcpy(data.data(), in, in_size);
-    const auto& opened = *reinterpret_cast<State::File*>(file->fh);
-    const int error =
-        files_of(request).state().ioctl(opened, caller_of(request), command, data.data());
+    const int error = call(request, inode, command, file->fh, data.data());
     if (error != 0)
         fuse_reply_err(request, -error);
     else

@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -17,6 +18,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <thread>
 
 #include "plugins/amdgpu/kfd.h"
@@ -240,6 +242,38 @@ TEST_F(KfdEmulator, FaultsAreSetByAFile) {
     ASSERT_EQ(op(fd.get(), KFD_CRIU_OP_CHECKPOINT, &saved.args), 0);
     char byte = 0;
     EXPECT_EQ(pread(static_cast<int>(saved.buffers[0].dmabuf_fd), &byte, 1, 0), -1);
+    saved.close_all();
+}
+
+struct PrimeHandle {  // drm_prime_handle of include/uapi/drm/drm.h
+    uint32_t handle = 0, flags = 0;
+    int32_t fd = -1;
+};
+
+TEST_F(KfdEmulator, DmabufsHaveHandlesInARenderNode) {
+    start_counter();
+    const ScopedFd fd = take_kfd();
+    seize();
+    Saved saved;
+    ASSERT_EQ(op(fd.get(), KFD_CRIU_OP_PROCESS_INFO, &saved.args), 0);
+    saved.resize();
+    ASSERT_EQ(op(fd.get(), KFD_CRIU_OP_CHECKPOINT, &saved.args), 0);
+    const ScopedFd render(kfd_->open_render(128));
+    const auto handle_of = [&](int dmabuf) {
+        PrimeHandle args{0, 0, dmabuf};
+        return ioctl(render.get(), _IOWR('d', 0x2e, PrimeHandle), &args) == 0 ? args.handle : 0;
+    };
+    std::vector<uint32_t> handles;
+    for (const kfd_criu_bo_bucket& buffer : saved.buffers)
+        if (buffer.dmabuf_fd != KFD_INVALID_FD)
+            handles.push_back(handle_of(static_cast<int>(buffer.dmabuf_fd)));
+    ASSERT_GT(handles.size(), 1u);
+    EXPECT_EQ(std::set<uint32_t>(handles.begin(), handles.end()).size(), handles.size());
+    EXPECT_EQ(handle_of(static_cast<int>(saved.buffers[0].dmabuf_fd)), handles[0]);
+    EXPECT_EQ(handle_of(render.get()), 0u);
+    uint64_t list[3] = {};
+    EXPECT_EQ(ioctl(render.get(), _IOWR('d', 0x59, list), list), -1);
+    EXPECT_EQ(errno, EINVAL);
     saved.close_all();
 }
 

@@ -65,6 +65,8 @@ class FileSystem {
     void uninstall(uint32_t number);
     int open_dmabuf(uint64_t inode, bool for_writing);
     void release_dmabuf(uint64_t inode);
+    // Null: there is none.
+    std::shared_ptr<Storage> dmabuf(uint64_t inode) const;
 
     // Ends what belongs to processes that are gone, and lets the queues work. Whether there was any
     // work.

@@ -55,9 +55,17 @@ bool FuseCaller::write(uint64_t address, const void* data, size_t size) const {
     return process_vm_writev(thread_, &local, 1, &remote, 1, 0) == static_cast<ssize_t>(size);
 }
 
-// By its inode: stat() would ask this very file system.
+// stat() would ask this very file system.
+uint64_t FuseCaller::inode_of(uint32_t fd) const {
+    return number_in(fmt::format("/proc/{}/fdinfo/{}", thread_, fd), "ino", 10);
+}
+
+std::shared_ptr<Storage> FuseCaller::dmabuf(uint32_t fd) const {
+    return files_->dmabuf(inode_of(fd));
+}
+
 uint32_t FuseCaller::render_minor(uint32_t fd) const {
-    const uint64_t inode = number_in(fmt::format("/proc/{}/fdinfo/{}", thread_, fd), "ino", 10);
+    const uint64_t inode = inode_of(fd);
     return inode > FileSystem::kRender && inode < FileSystem::kKfd
                ? static_cast<uint32_t>(inode - FileSystem::kRender)
                : 0;

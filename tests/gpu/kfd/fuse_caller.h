@@ -22,8 +22,12 @@ class FuseCaller : public Caller {
     int install(const std::shared_ptr<Storage>& storage, bool writable) const override;
     void uninstall(uint32_t fd) const override { files_->uninstall(fd); }
     bool is_interrupted() const override { return interrupted_(); }
+    // Behind one of its descriptors; null: it is none.
+    std::shared_ptr<Storage> dmabuf(uint32_t fd) const;
 
   private:
+    uint64_t inode_of(uint32_t fd) const;
+
     FileSystem* files_;
     pid_t thread_;
     pid_t process_;

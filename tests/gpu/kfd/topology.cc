@@ -104,7 +104,7 @@ std::string gpu_text(const Machine::Device& device, size_t index, size_t links) 
                  {"simd_id_base", 2147487744 + index * 512},
                  {"max_waves_per_simd", 8},
                  {"lds_size_in_kb", 64},
-                 {"gds_size_in_kb", 0},
+                 {"gds_size_in_kb", 64},
                  {"num_gws", 64},
                  {"wave_front_size", 64},
                  {"array_count", 8},
