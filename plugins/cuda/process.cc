@@ -90,15 +90,21 @@ Result<std::optional<uint64_t>> Process::device_memory(Deadline deadline) const 
 }
 
 // Where the driver says no and nothing seen from outside said it before.
-static const char* remedy_for(Operation operation) {
-    switch (operation) {
-        case Operation::kLock: return "let its work on the device end, or raise plugins.cuda.lock-timeout";
-        case Operation::kCheckpoint:
-        case Operation::kMapCheckpoint:
-            return "it may use what this driver cannot checkpoint: managed memory (UVM), memory shared between processes "
-                   "(IPC; driver 610 and cuda-checkpoint --launch-job), MPS, MIG";
-        default: return "";
-    }
+static const char* remedy_for(Operation operation, int32_t code) {
+    if (operation == Operation::kLock && code != kNotSupported)
+        return "let its work on the device end, or raise plugins.cuda.lock-timeout";
+    if (operation == Operation::kLock || operation == Operation::kCheckpoint || operation == Operation::kMapCheckpoint)
+        return "most likely it uses managed memory (UVM), or memory shared between processes (IPC), which this driver cannot "
+               "checkpoint: let it do without; IPC goes with driver 610 and cuda-checkpoint --launch-job";
+    return "";
+}
+
+// A lock's own timeout has no code that all drivers, and the command, have in common.
+static ErrorKind kind_of(Operation operation, int32_t code) {
+    if (code == kNotSupported)
+        return ErrorKind::kUnsupported;
+    const bool is_late = code == kTimeout || (operation == Operation::kLock && code != kSuccess);
+    return is_late ? ErrorKind::kTimeout : ErrorKind::kSystem;
 }
 
 Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t timeout_ms,
@@ -116,10 +122,9 @@ Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t ti
             regions_.push_back({answer.devices[i].uuid, answer.devices[i].total_bytes, 0});
         return {};
     }
-    const bool is_late = answer.code == kTimeout || (operation == Operation::kLock && answer.code != kSuccess);
-    return fail(is_late ? ErrorKind::kTimeout : ErrorKind::kSystem, object_of(pid_),
+    return fail(kind_of(operation, answer.code), object_of(pid_),
                 fmt::format("the driver did not {} it: {}; it is {}", name_of(operation), said(answer), name_of(now)),
-                remedy_for(operation));
+                remedy_for(operation, answer.code));
 }
 
 Result<void> Process::lock(milliseconds timeout) {

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A program on a GPU, or on the emulation of one: each of its processes has numbers in device memory that a kernel
- * increments, and reads them back after each time. usage: cuda-counter STATUS PROCESSES MIB [odd]. STATUS-K of process K
- * has, as 64-bit numbers: rounds, numbers that were wrong, errors of calls, PID. Odd: it has a connection to
- * $CUDA_MPS_PIPE_DIRECTORY/control, and forks a child that does nothing.
+ * increments, and reads them back after each time. usage: cuda-counter STATUS PROCESSES MIB [odd|managed|ipc]. STATUS-K of
+ * process K has, as 64-bit numbers: rounds, numbers that were wrong, errors of calls, PID. Odd: each has a connection to
+ * $CUDA_MPS_PIPE_DIRECTORY/control, and forks a child that does nothing. Managed, ipc: the last one has managed memory, or
+ * offers memory to other processes.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -100,7 +101,31 @@ static int be_odd(void) {
     return 0;
 }
 
-static int count(const char *path, unsigned seed, size_t size, int is_odd) {
+static int have_managed(void) {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW), *found = library != NULL ? dlsym(library, "cuMemAllocManaged") : NULL;
+    int (*allocate)(uint64_t *pointer, size_t size, unsigned flags);
+    uint64_t pointer = 0;
+    memcpy(&allocate, &found, sizeof(found));
+    return found == NULL || allocate(&pointer, 1 << 20, 1 /* CU_MEM_ATTACH_GLOBAL */) != 0;
+}
+
+static int offer(uint64_t device) {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW), *found = library != NULL ? dlsym(library, "cuIpcGetMemHandle") : NULL;
+    int (*get_handle)(void *handle, uint64_t pointer);
+    char handle[64];
+    memcpy(&get_handle, &found, sizeof(found));
+    return found == NULL || get_handle(handle, device) != 0;
+}
+
+static int do_more(const char *what, int is_last, uint64_t device) {
+    if (strcmp(what, "odd") == 0)
+        return be_odd();
+    if (strcmp(what, "managed") == 0)
+        return is_last && have_managed();
+    return strcmp(what, "ipc") != 0 || (is_last && offer(device));
+}
+
+static int count(const char *path, unsigned seed, size_t size, int is_last, const char *more) {
     static uint32_t numbers[NUMBERS];
     uint64_t status[4] = {0, 0, 0, (uint64_t)getpid()};
     uint64_t device = 0, pattern = 0;
@@ -109,7 +134,7 @@ static int count(const char *path, unsigned seed, size_t size, int is_odd) {
         cuMemcpyHtoD(device, numbers, sizeof(numbers)) != 0 || fill(&pattern, size, seed) != 0 || cuModuleLoadData(&module, kKernel) != 0 ||
         cuModuleGetFunction(&increment, module, "increment") != 0)
         return 1;
-    if (is_odd && be_odd() != 0)
+    if (more != NULL && do_more(more, is_last, device) != 0)
         return 1;
     for (;;) {
         status[2] += launch(increment, device, NUMBERS) != 0;
@@ -137,5 +162,5 @@ int main(int argc, char **argv) {
     while (number > 0 && fork() != 0)
         --number;
     snprintf(path, sizeof(path), "%.200s-%d", argv[1], number);
-    return count(path, (unsigned)number, size, argc == 5);
+    return count(path, (unsigned)number, size, number == processes - 1, argv[4]);
 }

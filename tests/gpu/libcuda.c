@@ -41,7 +41,8 @@
 #define MEMORY "/dev/nvidia-memory"
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
-       INVALID_CONTEXT = 201, OPERATING_SYSTEM = 304, ILLEGAL_STATE = 401, NOT_FOUND = 500, TIMEOUT = 909 };
+       INVALID_CONTEXT = 201, OPERATING_SYSTEM = 304, ILLEGAL_STATE = 401, NOT_FOUND = 500, NOT_SUPPORTED = 801,
+       TIMEOUT = 909 };
 enum { RUNNING, LOCKED, CHECKPOINTED, FAILED, CHECKPOINTING, RESTORING };
 enum { NOTHING, DO_CHECKPOINT, DO_RESTORE, DO_SHOW, DO_LET_GO, DO_MAKE_ROOM, DO_TAKE_BACK };
 enum { MAX_ALLOCATIONS = 64, MAX_DEVICES = 8, MAX_OPERATIONS = 64, MAX_QUEUED = 64 };
@@ -66,6 +67,7 @@ EXPORT struct fake_cuda {
     int32_t result;
     int32_t thread;
     int32_t device; /* of its context */
+    int32_t uses_more; /* than can be checkpointed: managed memory, memory of other processes */
     char uuid[33];
     int control_fd, device_fd, memory_fd;
     uint64_t next;
@@ -180,6 +182,7 @@ EXPORT int cuGetErrorName(int code, const char **name) {
         case OUT_OF_MEMORY: *name = "CUDA_ERROR_OUT_OF_MEMORY"; break;
         case OPERATING_SYSTEM: *name = "CUDA_ERROR_OPERATING_SYSTEM"; break;
         case ILLEGAL_STATE: *name = "CUDA_ERROR_ILLEGAL_STATE"; break;
+        case NOT_SUPPORTED: *name = "CUDA_ERROR_NOT_SUPPORTED"; break;
         case TIMEOUT: *name = "CUDA_ERROR_TIMEOUT"; break;
         default: *name = "CUDA_ERROR_UNKNOWN"; break;
     }
@@ -187,6 +190,22 @@ EXPORT int cuGetErrorName(int code, const char **name) {
 }
 
 /* The program's side */
+
+/* That the driver refuses to checkpoint who has done one of these is NVIDIA's word; how it says so is ours. */
+EXPORT int cuMemAllocManaged(uint64_t *pointer, size_t size, unsigned flags) {
+    (void)flags;
+    void *memory = malloc(size);
+    *pointer = (uint64_t)(uintptr_t)memory;
+    own->uses_more = 1;
+    return memory != NULL ? SUCCESS : OUT_OF_MEMORY;
+}
+
+EXPORT int cuIpcGetMemHandle(void *handle, uint64_t pointer) {
+    memset(handle, 0, 64);
+    memcpy(handle, &pointer, sizeof(pointer));
+    own->uses_more = 1;
+    return SUCCESS;
+}
 
 static void attach(void) {
     char path[96];
@@ -602,6 +621,8 @@ EXPORT int cuCheckpointProcessCheckpoint(int pid, struct storage_info ***args) {
         return code;
     if ((code = before("checkpoint")) != SUCCESS)
         return code;
+    if (remote.state.uses_more)
+        return NOT_SUPPORTED;
     if (has_storage() && args[0] != NULL)
         return after("checkpoint", begin_storage(&remote, DO_SHOW, args[0]));
     return after("checkpoint", have_done(&remote, DO_CHECKPOINT));

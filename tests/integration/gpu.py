@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Units that compute on a GPU go to disk and come back, and are never left locked. The driver is an emulation."""
 import harness
-from gpu_units import FIRST, HOME, MEMORY, OTHER, STATUS, have_devices, have_driver, have_faults, policy, program, uuid
+from gpu_units import (EMULATED, FIRST, HOME, MEMORY, OTHER, STATUS, Program, have_devices, have_driver, have_faults, policy,
+                       program, uuid)
 from harness import SOAK, case, check, check_equal, check_in, wait_for
 
 @case
@@ -153,6 +154,41 @@ def on_another_device(t):
     unit.start()
 
 
+STORAGE, BEFORE_STORAGE = 13040, 13000
+
+
+class Refused(Program):
+    """The second of its processes has managed memory, or offers memory to others."""
+    template = "refused"
+
+
+@case
+def what_the_driver_refuses_to_checkpoint(t):
+    """Told once: which process, what it is likely to use and what to do; and both go on, the one that was off its device too."""
+    host = program(t).host
+    host.write("/etc/systemd/system/refused@.service",
+               f"[Service]\n{EMULATED}ExecStart={HOME}/cuda-counter {STATUS}-%i 2 8 %i\n")
+    host.run("systemctl", "daemon-reload")
+    for use, version, fault, call in (("managed", BEFORE_STORAGE, "", "checkpoint"), ("ipc", STORAGE, "", "checkpoint"),
+                                      ("ipc", STORAGE, "lock fail 801", "lock")):
+        have_driver(host, version)
+        have_faults(host, fault)
+        unit = Refused(host, use)
+        since = (unit if host.unit(unit.unit)["ActiveState"] == "active" else unit.start()).look()
+        told = unit.refuse("checkpoint")
+        have_faults(host)
+        guilty = since[1 if call == "checkpoint" else 0][3]
+        for part in (f"pid {guilty} (CUDA): the driver did not {call} it: CUDA_ERROR_NOT_SUPPORTED (801)",
+                     "managed memory (UVM)", "(IPC)", "driver 610 and cuda-checkpoint --launch-job"):
+            check_in(part, told, f"{use} {call}")
+        check_equal(told.count("the driver did not"), 1, f"{use} {call}: answers")
+        unit.check_counts(f"{use} {call}", since)
+        unit.check_no_trace(f"{use} {call}")
+        if use == "managed" or call == "lock":
+            host.sh(f"systemctl stop {unit.unit}; rm -f " + " ".join(f"{MEMORY}/{one[3]}-*" for one in since))
+    have_driver(host, BEFORE_STORAGE)
+
+
 ODD = f"""[Service]
 Environment=LD_LIBRARY_PATH={HOME} CUDA_MPS_PIPE_DIRECTORY=/run/mps
 ExecStart={HOME}/cuda-counter {STATUS}-odd 1 8 odd
@@ -187,9 +223,6 @@ def all_that_is_in_the_way_is_told_at_once(t):
     unit.crctl("checkpoint", "--mode", "snapshot")
     unit.check_counts("beside one who has much")
     host.sh(f"rm {MEMORY}/999999-* {MEMORY}/.devices")
-
-
-STORAGE, BEFORE_STORAGE = 13040, 13000
 
 
 def storage_files(unit):
