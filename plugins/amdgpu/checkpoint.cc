@@ -12,6 +12,7 @@
 #include <cerrno>
 
 #include "core/base/io.h"
+#include "core/kernel/liveness.h"
 #include "core/kernel/pidfd.h"
 #include "core/kernel/proc_task.h"
 #include "core/kernel/ptrace.h"
@@ -397,9 +398,9 @@ Result<void> undo_pause(const Kfd& kfd, const std::string& record) {
     if (std::sscanf(record.c_str(), "%d %llu %d", &pid, &start, &number) != 3)
         return fail(ErrorKind::kInternal, "plugins.undo",
                     "a record of the AMDGPU plugin cannot be read");
-    auto now = process_start_time(pid);
-    if (!now || *now != start)
-        return {};  // it has ended
+    CKPT_ASSIGN(const bool lives, process_lives(pid, start));
+    if (!lives)
+        return {};
     CKPT_ASSIGN(const Tracing tracing, Tracing::begin(pid));
     return unpause(kfd, pid, number);
 }

@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <thread>
 
@@ -287,6 +289,17 @@ TEST_F(AmdgpuJob, QueuesThatDoNotComeBackAreTold) {
     here_.as_worker();
     ASSERT_TRUE(undo_pause(*here_.kfd, record));
     EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
+}
+
+TEST_F(AmdgpuJob, NothingIsUndoneForWhoIsDeadAndNotWaitedFor) {
+    const pid_t child = fork();
+    if (child == 0)
+        pause();
+    const std::string record = fmt::format("{} {} 3", child, process_start_time(child).value());
+    kill(child, SIGKILL);
+    auto undone = undo_pause(*here_.kfd, record);
+    EXPECT_TRUE(undone) << undone.error().text();
+    EXPECT_EQ(waitpid(child, nullptr, 0), child);
 }
 
 TEST_F(AmdgpuJob, WhatADeadJobLeftIsUndone) {

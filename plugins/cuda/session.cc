@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "core/kernel/liveness.h"
 #include "core/kernel/proc_status.h"
 #include "core/kernel/room.h"
 #include "core/transaction/undo_kinds.h"
@@ -416,9 +417,9 @@ Result<void> Session::undo(const std::string& text, Deadline deadline) {
     const auto record = UndoRecord::parse(text);
     if (!record)
         return fail(ErrorKind::kInternal, "plugins.undo", "a record of the CUDA plugin cannot be read");
-    auto now = process_start_time(record->pid);
-    if (!now || *now != record->start)
-        return {};  // it has ended
+    CKPT_ASSIGN(const bool lives, process_lives(record->pid, record->start));
+    if (!lives)
+        return {};
     Settings settings;
     settings.by_command = record->way == UndoRecord::kByCommand;
     settings.command = record->rest;
