@@ -123,6 +123,8 @@ class FilePlanner {
     Result<Slot> slot_of_file(uint32_t file_id);
     // fchdir, chroot and umask of a task. Emit where no path is opened any more.
     Result<void> plan_fs(const FilePlanTask& task, Program& program);
+    // Whether the task fills its table of descriptors; one that shares that of an earlier task does not.
+    bool fills_table(pid_t pid) const;
     // Closes all numbers below `floor` but those that the task's table has. Emits nothing for a task that shares the
     // table of an earlier one.
     void close_strangers(const FilePlanTask& task, uint32_t floor, Program& program);

@@ -42,6 +42,7 @@ class FilePlanner::Impl final : public FilePlanContext {
     Result<void> plan_all();
     Result<std::optional<Slot>> place_of(uint32_t file_id);
     Result<void> plan_fs(const FilePlanTask& task, Program& program);
+    bool fills_table(pid_t pid) const;
     void close_strangers(const FilePlanTask& task, uint32_t floor, Program& program);
 
     // FilePlanContext
@@ -318,11 +319,13 @@ void FilePlanner::Impl::emit_locks() {
     }
 }
 
+bool FilePlanner::Impl::fills_table(pid_t pid) const {
+    return std::any_of(owners_.begin(), owners_.end(),
+                       [&](const FilePlanTask* owner) { return owner->programs.pid == pid; });
+}
+
 void FilePlanner::Impl::close_strangers(const FilePlanTask& task, uint32_t floor, Program& program) {
-    const bool installs = std::any_of(owners_.begin(), owners_.end(), [&](const FilePlanTask* owner) {
-        return owner->programs.pid == task.programs.pid;
-    });
-    if (!installs)
+    if (!fills_table(task.programs.pid))
         return;
     std::set<uint32_t> own;
     for (const images::fdinfo_entry& entry : images_.tables.at(task.files_id))
@@ -369,6 +372,10 @@ Result<void> FilePlanner::plan() {
 Result<Slot> FilePlanner::slot_of_file(uint32_t file_id) {
     return impl_->slot_of(file_id);
 }
+bool FilePlanner::fills_table(pid_t pid) const {
+    return impl_->fills_table(pid);
+}
+
 void FilePlanner::close_strangers(const FilePlanTask& task, uint32_t floor, Program& program) {
     impl_->close_strangers(task, floor, program);
 }

@@ -12,8 +12,9 @@ enum Barrier : uint64_t {
     kAllForked = 10,      // every task exists, in its session
     kGroupsLed = 20,      // group leaders made their groups
     kGroupsJoined = 30,   // members are in them; temporary leaders leave
-    kPluginFiles = 31,       // descriptors are in place; what plugins have to make is not
-    kPluginFilesAgain = 32,  // again and again: plugins' files that wait for others
+    kTablesFilled = 31,      // whoever shares the table of another task may open files
+    kPluginFiles = 32,       // descriptors are in place; what plugins have to make is not
+    kPluginFilesAgain = 33,  // again and again: plugins' files that wait for others
     kPluginFilesMade = 34,   // other tasks may take them over
     kStagePlaced = 40,    // descriptors are in place; zombies leave
     kMemoryReplaced = 50, // tasks have their own memory, and all their threads
@@ -31,6 +32,7 @@ constexpr std::string_view step_after(uint64_t barrier) {
     case kGroupsLed:
         return "restore.groups.join";
     case kGroupsJoined:
+    case kTablesFilled:
         return "restore.files";
     case kPluginFiles:
         return "restore.device-files";

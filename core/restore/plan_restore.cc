@@ -511,6 +511,9 @@ class RestorePlanner {
     Result<void> plan_life(const TaskRecord& task, PlannedTask& planned, Program& stage,
                            MemoryPlanner& memory) {
         Program& blob = plan_.new_program(fmt::format("pid {} blob", task.pid()));
+        // What it opened before the numbers of its table are taken could get one of them.
+        if (!files_->fills_table(task.pid()))
+            stage.barrier("its table is filled", kTablesFilled);
         plan_proc_settings(task, facts_, proc_, stage);
         CKPT_TRY(plan_cgroup(task, stage));
         splice(*parts_.at(task.pid()).stage, stage);

@@ -9,6 +9,7 @@
 #include <gmock/gmock.h>
 #include <linux/kcmp.h>
 #include <poll.h>
+#include <sched.h>
 #include <set>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -95,6 +96,14 @@ Memory* map_memory(const std::string& path) {
     return memory;
 }
 
+// What its only writer sees of it, once for each number.
+bool is_whole(Memory& memory, uint32_t& count) {
+    const bool whole = memory.count == count && memory.text[0] == 'm' &&
+                       std::memcmp(memory.text, memory.text + 1, sizeof(memory.text) - 1) == 0;
+    memory.count = ++count;
+    return whole;
+}
+
 void connect_to(const std::string& path) {
     sockaddr_un peer{};
     peer.sun_family = AF_UNIX;
@@ -102,6 +111,23 @@ void connect_to(const std::string& path) {
     const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
     if (connect(fd, reinterpret_cast<sockaddr*>(&peer), sizeof(peer)) != 0 || dup2(fd, kPeerNumber) < 0 || close(fd) != 0)
         _exit(6);
+}
+
+void answer_peer() {
+    char byte;
+    if (recv(kPeerNumber, &byte, 1, MSG_DONTWAIT) == 1 && send(kPeerNumber, &++byte, 1, 0) != 1)
+        _exit(7);
+}
+
+// It shares its parent's descriptors, and has memory of its own.
+[[noreturn]] void be_the_sharer(const std::string& folder, Memory* of_parent) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    Memory* memory = map_memory(folder + "/child.memory");
+    munmap(of_parent, sizeof(*of_parent));
+    open_terminal(kOwnNumber, 55, 66);
+    for (uint32_t count = 0;; usleep(1000))
+        report(folder + "/child", fmt::format("{} {} {}", describe(kSharedNumber), describe(kOwnNumber),
+                                              is_whole(*memory, count) ? "whole" : "broken"));
 }
 
 // ---- the test's side
@@ -136,14 +162,9 @@ class PluginFiles : public SampleTest {
         open_terminal(kOwnNumber, 77, 88);
         Memory* memory = map_memory(folder_ + "/some.memory");
         use_device(folder_, [this, memory, count = uint32_t{0}]() mutable {
-            const bool is_whole = memory->count == count && memory->text[0] == 'm' &&
-                                  std::memcmp(memory->text, memory->text + 1, sizeof(memory->text) - 1) == 0;
-            memory->count = ++count;
             report(folder_ + "/parent", fmt::format("{} {} {}", describe(kSharedNumber), describe(kOwnNumber),
-                                                    is_whole ? "whole" : "broken"));
-            char byte;
-            if (recv(kPeerNumber, &byte, 1, MSG_DONTWAIT) == 1 && send(kPeerNumber, &++byte, 1, 0) != 1)
-                _exit(7);
+                                                    is_whole(*memory, count) ? "whole" : "broken"));
+            answer_peer();
         });
     }
 
@@ -178,11 +199,14 @@ class PluginFiles : public SampleTest {
     static bool is_same_file(pid_t a, int fd_a, pid_t b, int fd_b) {
         return syscall(SYS_kcmp, a, b, KCMP_FILE, fd_a, fd_b) == 0;
     }
-    // What the program sees of itself.
-    void expect_whole() {
+    void wait_for_reports() {
         unlink((folder_ + "/parent").c_str());
         unlink((folder_ + "/child").c_str());
         wait_for([&] { return file_exists(folder_ + "/parent") && file_exists(folder_ + "/child"); });
+    }
+    // What the program sees of itself.
+    virtual void expect_whole() {
+        wait_for_reports();
         EXPECT_EQ(content_of(folder_ + "/parent"), "57:33x44 nonblock cloexec 91:77x88 whole");
         EXPECT_EQ(content_of(folder_ + "/child"), "3:33x44 nonblock 57:33x44 nonblock 91:55x66");
         // It has others open for moments, for its reports.
@@ -290,6 +314,54 @@ TEST_F(PluginFiles, OfAnImageThatSaysNotWhoseTheyAre) {
     for (images::vma_entry& vma : *memory->mutable_vmas())
         vma.clear_plugin();
     ASSERT_TRUE(dir.write_one(ImageType::kMm, static_cast<uint64_t>(pid_), *memory));
+    restore_and_check();
+}
+
+// Of two processes with one table of descriptors (clone(2), CLONE_FILES).
+class PluginFilesOfOneTable : public PluginFiles {
+  protected:
+    [[noreturn]] void run_victim() override {
+        open_terminal(kSharedNumber, 33, 44);
+        connect_to(folder_ + "/peer");
+        Memory* memory = map_memory(folder_ + "/some.memory");
+        if (syscall(SYS_clone, CLONE_FILES | SIGCHLD, nullptr, nullptr, nullptr, nullptr) == 0)
+            be_the_sharer(folder_, memory);
+        use_device(folder_, [this, memory, count = uint32_t{0}]() mutable {
+            report(folder_ + "/parent", fmt::format("{} {} {}", describe(kSharedNumber), describe(kOwnNumber),
+                                                    is_whole(*memory, count) ? "whole" : "broken"));
+            answer_peer();
+        });
+    }
+    void expect_whole() override {
+        wait_for_reports();
+        EXPECT_EQ(content_of(folder_ + "/parent"), "57:33x44 91:55x66 whole");
+        EXPECT_EQ(content_of(folder_ + "/child"), "57:33x44 91:55x66 whole");
+        wait_for([&] { return numbers_of(pid_) == "0 1 2 57 90 91"; });
+        EXPECT_EQ(syscall(SYS_kcmp, pid_, child(), KCMP_FILES, 0, 0), 0);
+        expect_running_and_unparked();
+    }
+};
+
+TEST_F(PluginFilesOfOneTable, ComeBackInBoth) {
+    expect_whole();
+    for (int i = 0; i < 5; ++i) {
+        take_down();
+        ASSERT_NO_FATAL_FAILURE(restore_and_check()) << i;
+        ASSERT_FALSE(HasFailure()) << i;
+        for (const char* name : {"some", "child"})  // as the plugin knows them
+            std::filesystem::rename(fmt::format("{}/{}.memory.new", folder_, name), fmt::format("{}/{}.memory", folder_, name));
+        clear_image();
+    }
+}
+
+TEST_F(PluginFilesOfOneTable, WhateverFailsInARestoreNothingIsLeft) {
+    take_down();
+    for (const std::string step : {"restore_file", "restore_file again", "update_vma"}) {
+        auto plugins = for_restore(step);
+        ASSERT_FALSE(build(plugins.get())) << step;
+        expect_nothing_left();
+    }
+    forget_connections();
     restore_and_check();
 }
 

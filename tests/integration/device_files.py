@@ -259,6 +259,29 @@ def undoing_is_not_cut_short(t):
 
 
 @case
+def with_private_users(t):
+    """Plugins make files before the tasks enter the user namespace, and map them inside."""
+    unit = user(t)
+    unit.host.sh(f"echo PrivateUsers=yes >>/etc/systemd/system/{UNIT}; systemctl daemon-reload")
+    before = unit.start().check_goes_on("fresh")
+    inside = unit.host.run("cat", f"/proc/{before['pid']}/uid_map").out
+    check(inside != unit.host.run("cat", "/proc/1/uid_map").out, "it has a user namespace", inside)
+    unit.crctl("checkpoint")
+    unit.check_down("checkpoint")
+    for action in ("fail", "kill"):
+        unit.refuse("restore", "--x-fault", f"step=restore.device-files.share,action={action}")
+        wait_for(lambda: unit.host.unit(UNIT)["ActiveState"] == "inactive", f"{action}: inactive", 30)
+        unit.check_no_trace(action)
+    unit.crctl("restore")
+    since = unit.check_goes_on("restored", before)
+    check_equal(unit.host.run("cat", f"/proc/{before['pid']}/uid_map").out, inside, "users")
+    unit.crctl("checkpoint", "--mode", "suspend")
+    unit.crctl("restore")
+    unit.check_goes_on("resumed", since)
+    unit.host.sh(f"sed -i /PrivateUsers/d /etc/systemd/system/{UNIT}; systemctl daemon-reload; systemctl stop {UNIT}")
+
+
+@case
 def in_a_pid_namespace(t):
     unit = user(t)
     unit.crctl("checkpoint")
