@@ -148,7 +148,7 @@ static int count(const char *path, unsigned seed, size_t size, int is_last, cons
         if (fd < 0 || pwrite(fd, status, sizeof(status), 0) != sizeof(status))
             return 1;
         close(fd);
-        usleep(1000);
+        usleep(5000);
     }
 }
 

@@ -302,7 +302,7 @@ static int obey(int command) {
 static void *serve(void *unused) {
     (void)unused;
     own->thread = (int32_t)syscall(SYS_gettid);
-    for (;; usleep(500)) {
+    for (;; usleep(1000)) {
         if (own->done == own->asked)
             continue;
         own->result = obey(own->command);
