@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "compat/criu/devices.h"
 
-#include <cstdlib>
 #include <fcntl.h>
+#include <cstdlib>
 
 #include "core/base/io.h"
 #include "core/restore/image_plugins.h"
@@ -12,8 +12,8 @@
 namespace checkpointd::criu {
 namespace {
 
-// CRIU refuses to start with a plugin that it cannot use. Its own are ordinary, though, in the directory that a caller
-// of it names, and are needed only where an image names them.
+// CRIU refuses to start with a plugin that it cannot use. Its own are ordinary, though, in the
+// directory that a caller of it names, and are needed only where an image names them.
 void tell_of_others(const std::string& directory, const Log& log) {
     for (const std::string& name : plugins_for_criu(directory))
         log.info(fmt::format("{}/{}.so is a plugin for CRIU, and is left out", directory, name));
@@ -30,7 +30,8 @@ Result<std::string> plugin_directory(const Options& options) {
     return named;
 }
 
-Result<PluginOptions> Devices::prepare(const std::string& directory, const Log& log, int image_dir_fd) {
+Result<PluginOptions> Devices::prepare(const std::string& directory, const Log& log,
+                                       int image_dir_fd) {
     CKPT_ASSIGN(guardian_, Guardian::start(directory, log));
     PluginOptions options;
     options.directory = directory;
@@ -50,7 +51,8 @@ Result<Devices> Devices::of_dump(const Options& options, const Log& log, int ima
     return devices;
 }
 
-// The guardian takes a PID, which the image may need as well as any: so there is none where nothing asks for it.
+// The guardian takes a PID, which the image may need as well as any: so there is none where nothing
+// asks for it.
 Result<Devices> Devices::of_restore(const Options& options, const Log& log, int image_dir_fd) {
     Devices devices;
     CKPT_ASSIGN(const std::string directory, plugin_directory(options));

@@ -21,7 +21,8 @@ class Devices {
 
     // Null: none are needed.
     Plugins* plugins() const { return plugins_.get(); }
-    // The tasks are not in our hands any more: undoes what plugins could not. The answer has what fails of that, too.
+    // The tasks are not in our hands any more: undoes what plugins could not. The answer has what
+    // fails of that, too.
     Result<void> end(Result<void> outcome);
 
   private:
@@ -31,7 +32,8 @@ class Devices {
     std::unique_ptr<Plugins> plugins_;
 };
 
-// Where plugins are looked for: --libdir, or $CRIU_LIBS_DIR, and then it must be there; or where ours are installed.
+// Where plugins are looked for: --libdir, or $CRIU_LIBS_DIR, and then it must be there; or where
+// ours are installed.
 Result<std::string> plugin_directory(const Options& options);
 
 }  // namespace checkpointd::criu

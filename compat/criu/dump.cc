@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include <csignal>
 #include <fcntl.h>
 #include <unistd.h>
+#include <csignal>
 
 #include "compat/criu/actions.h"
 #include "compat/criu/devices.h"
@@ -19,11 +19,12 @@ Result<void> leave_stopped(HeldForest& held) {
     return held.resume();
 }
 
-// A call of a driver that hangs: the guardian does what is left to do, and the tasks go on without us.
+// A call of a driver that hangs: the guardian does what is left to do, and the tasks go on without
+// us.
 constexpr std::chrono::seconds kLongerThanAnyStep{5};
 
-Result<HeldForest> hold(const CheckpointRequest& request, const Options& options, LoggedSteps& steps,
-                        CheckpointStats& stats) {
+Result<HeldForest> hold(const CheckpointRequest& request, const Options& options,
+                        LoggedSteps& steps, CheckpointStats& stats) {
     if (request.plugins != nullptr && options.timeout)
         alarm(static_cast<unsigned>((*options.timeout + kLongerThanAnyStep).count()));
     auto held = checkpoint(request, steps, stats);

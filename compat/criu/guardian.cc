@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "compat/criu/guardian.h"
 
-#include <cerrno>
-#include <csignal>
-#include <cstdlib>
 #include <poll.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
 
 #include "core/kernel/pidfd.h"
 #include "plugins/host/plugins.h"
@@ -14,12 +15,17 @@
 namespace checkpointd::criu {
 namespace {
 
+// For the lock that the dead have held.
+constexpr std::chrono::seconds kPatience{5};
+
 std::string journal_of(const std::string& home) {
     return home + "/undo";
 }
 
-// Whatever ends the command, a signal to its process group or to its session too, has to be survived.
-[[noreturn]] void guard(int pidfd, const std::string& home, const UndoTable& table, const Log& log) {
+// Whatever ends the command, a signal to its process group or to its session too, has to be
+// survived.
+[[noreturn]] void guard(int pidfd, const std::string& home, const UndoTable& table,
+                        const Log& log) {
     setsid();
     sigset_t all;
     sigfillset(&all);
@@ -27,7 +33,7 @@ std::string journal_of(const std::string& home) {
     pollfd end{pidfd, POLLIN, 0};
     while (poll(&end, 1, -1) < 0 && errno == EINTR) {
     }
-    auto undone = Journal::replay(journal_of(home), table);
+    auto undone = Journal::replay(journal_of(home), table, kPatience);
     if (!undone)
         log.error(undone.error());
     else if (*undone)
@@ -38,7 +44,8 @@ std::string journal_of(const std::string& home) {
 
 }  // namespace
 
-Result<std::unique_ptr<Guardian>> Guardian::start(const std::string& plugin_directory, const Log& log) {
+Result<std::unique_ptr<Guardian>> Guardian::start(const std::string& plugin_directory,
+                                                  const Log& log) {
     std::unique_ptr<Guardian> made(new Guardian);
     if (mkdtemp(made->home_.data()) == nullptr)
         return fail_errno(made->home_, "cannot be made, for the journal");

@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #pragma once
 
+#include <sys/types.h>
 #include <memory>
 #include <optional>
 #include <string>
-#include <sys/types.h>
 
 #include "compat/criu/log.h"
 #include "core/transaction/journal.h"
 
 namespace checkpointd::criu {
 
-// A journal, and a process that waits for our end to undo what is left in it: nobody else looks after a command that
-// was killed, as PID 1 and the daemon do after a worker.
+// A journal, and a process that waits for our end to undo what is left in it: nobody else looks
+// after a command that was killed, as PID 1 and the daemon do after a worker.
 class Guardian {
   public:
-    // Before there are threads. `plugin_directory`: of the plugins that will write into the journal.
-    static Result<std::unique_ptr<Guardian>> start(const std::string& plugin_directory, const Log& log);
+    // Before there are threads. `plugin_directory`: of the plugins that will write into the
+    // journal.
+    static Result<std::unique_ptr<Guardian>> start(const std::string& plugin_directory,
+                                                   const Log& log);
     Guardian(const Guardian&) = delete;
     Guardian& operator=(const Guardian&) = delete;
     ~Guardian();

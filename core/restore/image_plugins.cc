@@ -5,7 +5,8 @@
 
 namespace checkpointd {
 
-Result<std::unique_ptr<Plugins>> plugins_for_image(PluginOptions options, Plugins::Deadline deadline) {
+Result<std::unique_ptr<Plugins>> plugins_for_image(PluginOptions options,
+                                                   Plugins::Deadline deadline) {
     CKPT_ASSIGN(const auto listed, plugins_of_image(options.image_dir_fd));
     CKPT_ASSIGN(auto plugins, Plugins::for_restore(std::move(options), listed));
     CKPT_TRY(plugins->probe({}, deadline));

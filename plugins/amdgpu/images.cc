@@ -120,10 +120,11 @@ constexpr Field kFields[] = {
     {&Node::vram_public, &pb::Device::set_vram_public, &pb::Device::vram_public},
 };
 
-// What CRIU's plugin writes: of a CPU the cores, of a GPU all but the size of its global data share. What is not written
-// is 0.
+// What CRIU's plugin writes: of a CPU the cores, of a GPU all but the size of its global data
+// share. What is not written is 0.
 bool is_written(const Node& node, const Field& field) {
-    return node.is_gpu() ? field.node != &Node::gds_size_in_kb : field.node == &Node::cpu_cores_count;
+    return node.is_gpu() ? field.node != &Node::gds_size_in_kb
+                         : field.node == &Node::cpu_cores_count;
 }
 
 void put_node(const Topology& here, const Node& node, pb::Device& out) {

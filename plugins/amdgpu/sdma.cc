@@ -9,8 +9,8 @@ namespace {
 constexpr uint32_t kNop = 0;
 constexpr uint32_t kCopyLinear = 1;  // opcode COPY in bits 0-7, subopcode LINEAR (0) in bits 8-15
 constexpr uint64_t kMostCount = (1u << 21) - 1;
-// AMDGPU_FAMILY_AI (Vega 10) of amdgpu_drm.h: from there on a count of 0 is one byte. sdma_v3_0_emit_copy_buffer() and
-// sdma_v4_0_emit_copy_buffer() of the driver.
+// AMDGPU_FAMILY_AI (Vega 10) of amdgpu_drm.h: from there on a count of 0 is one byte.
+// sdma_v3_0_emit_copy_buffer() and sdma_v4_0_emit_copy_buffer() of the driver.
 constexpr uint32_t kFamilyAi = 141;
 constexpr size_t kFetchWords = 8;
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/host/plugin_library.h"
 
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <unistd.h>
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <dlfcn.h>
-#include <fcntl.h>
 #include <filesystem>
-#include <unistd.h>
 
 #include "core/base/io.h"
 
@@ -33,12 +33,13 @@ Result<void> check(const ckptd_plugin* table, const std::string& name, const std
     return {};
 }
 
-// By the names in it, because nothing of it may run: what CRIU's plugins want of their host is not here. In such a one
-// there are names that only CRIU looks for, and not the one that we do.
+// By the names in it, because nothing of it may run: what CRIU's plugins want of their host is not
+// here. In such a one there are names that only CRIU looks for, and not the one that we do.
 bool is_for_criu(const std::string& path) {
     auto content = read_file(AT_FDCWD, path);
     return content && content->find(kEntry) == std::string::npos &&
-           (content->find("CR_PLUGIN_DESC") != std::string::npos || content->find("cr_plugin_") != std::string::npos);
+           (content->find("CR_PLUGIN_DESC") != std::string::npos ||
+            content->find("cr_plugin_") != std::string::npos);
 }
 
 std::vector<std::string> list(const std::string& directory, bool for_criu) {
@@ -65,7 +66,8 @@ Result<PluginLibrary> PluginLibrary::load(const std::string& directory, const st
         return fail(ErrorKind::kNotFound, fmt::format("plugin '{}'", name),
                     fmt::format("is not installed in {}", directory), "install it");
     if (is_for_criu(path))
-        return fail(ErrorKind::kUnsupported, path, "is a plugin for CRIU, which has an interface of its own",
+        return fail(ErrorKind::kUnsupported, path,
+                    "is a plugin for CRIU, which has an interface of its own",
                     "install the one of the same device for checkpointd");
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (library == nullptr)
@@ -88,7 +90,8 @@ std::chrono::microseconds PluginLibrary::undo_time(const std::string& record) co
     if (table_.undo_usec == nullptr)
         return microseconds(0);
     const uint64_t usec = table_.undo_usec(record.c_str());
-    return usec < static_cast<uint64_t>(microseconds::max().count()) ? microseconds(usec) : microseconds::max();
+    return usec < static_cast<uint64_t>(microseconds::max().count()) ? microseconds(usec)
+                                                                     : microseconds::max();
 }
 
 std::vector<std::string> installed_plugins(const std::string& directory) {

@@ -28,7 +28,8 @@ class PluginLibrary {
     ckptd_plugin table_{};  // what an older plugin does not have is null
 };
 
-// Names of the plugins in a directory, sorted; none where it is not there. Those for CRIU are not among them.
+// Names of the plugins in a directory, sorted; none where it is not there. Those for CRIU are not
+// among them.
 std::vector<std::string> installed_plugins(const std::string& directory);
 // Those that are for CRIU, which has an interface of its own: of no use here.
 std::vector<std::string> plugins_for_criu(const std::string& directory);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// Preloaded into programs that look closer than those which compute: the files of kfd-emulator are character devices to
-// them, and calls on /dev/kfd install descriptors of dma-bufs. With libdrm_amdgpu.cc that is all that CRIU's plugin, and
-// ours as it is installed, need to take the emulation for the driver.
+// Preloaded into programs that look closer than those which compute: the files of kfd-emulator are
+// character devices to them, and calls on /dev/kfd install descriptors of dma-bufs. With
+// libdrm_amdgpu.cc that is all that CRIU's plugin, and ours as it is installed, need to take the
+// emulation for the driver.
 #include <fcntl.h>
 #include <linux/kfd_ioctl.h>
 #include <sys/stat.h>
@@ -38,13 +39,15 @@ bool is_emulated(const Status& status) {
 int answer(int result, Status* status) {
     if (result != 0 || !is_emulated(*status))
         return result;
-    const bool is_render = status->st_ino > FileSystem::kRender && status->st_ino < FileSystem::kKfd;
+    const bool is_render =
+        status->st_ino > FileSystem::kRender && status->st_ino < FileSystem::kKfd;
     if (!is_render && status->st_ino != FileSystem::kKfd)
         return 0;
     status->st_mode = S_IFCHR | (status->st_mode & ~static_cast<mode_t>(S_IFMT));
     status->st_size = 0;
-    status->st_rdev = is_render ? makedev(kDrmMajor, static_cast<unsigned>(status->st_ino - FileSystem::kRender))
-                                : makedev(kKfdMajor, 0);
+    status->st_rdev =
+        is_render ? makedev(kDrmMajor, static_cast<unsigned>(status->st_ino - FileSystem::kRender))
+                  : makedev(kKfdMajor, 0);
     return 0;
 }
 
@@ -68,8 +71,8 @@ int fstat(int fd, Status* out) noexcept {
     return fstatat(fd, "", out, AT_EMPTY_PATH);
 }
 
-// The C library has each of them under two names, and has called those above by the longer one (stat64) for a program with
-// _FILE_OFFSET_BITS=64; for x86-64 they are the same.
+// The C library has each of them under two names, and has called those above by the longer one
+// (stat64) for a program with _FILE_OFFSET_BITS=64; for x86-64 they are the same.
 int short_fstatat(int folder, const char* path, Status* out, int flags) noexcept __asm__("fstatat");
 int short_stat(const char* path, Status* out) noexcept __asm__("stat");
 int short_lstat(const char* path, Status* out) noexcept __asm__("lstat");
@@ -95,9 +98,11 @@ int ioctl(int fd, unsigned long request, ...) noexcept {
     va_end(rest);
     const auto result = static_cast<int>(syscall(SYS_ioctl, fd, request, data));
     Status status{};
-    if (result != 0 || request != AMDKFD_IOC_CRIU_OP || ask(fd, "", &status, AT_EMPTY_PATH) != 0 || !is_emulated(status))
+    if (result != 0 || request != AMDKFD_IOC_CRIU_OP || ask(fd, "", &status, AT_EMPTY_PATH) != 0 ||
+        !is_emulated(status))
         return result;
-    const int error = checkpointd::kfd_emulation::open_dmabufs(*static_cast<kfd_ioctl_criu_args*>(data));
+    const int error =
+        checkpointd::kfd_emulation::open_dmabufs(*static_cast<kfd_ioctl_criu_args*>(data));
     if (error == 0)
         return 0;
     errno = -error;

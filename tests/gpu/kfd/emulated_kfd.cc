@@ -72,7 +72,8 @@ class EmulatedKfd : public Kfd {
 };
 
 int EmulatedKfd::criu_op(int kfd_fd, kfd_ioctl_criu_args* args) const noexcept {
-    return ioctl(kfd_fd, AMDKFD_IOC_CRIU_OP, args) == 0 ? kfd_emulation::open_dmabufs(*args) : -errno;
+    return ioctl(kfd_fd, AMDKFD_IOC_CRIU_OP, args) == 0 ? kfd_emulation::open_dmabufs(*args)
+                                                        : -errno;
 }
 
 }  // namespace

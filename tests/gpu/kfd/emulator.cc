@@ -189,7 +189,8 @@ int call(fuse_req_t request, fuse_ino_t inode, unsigned command, uint64_t opened
     const FuseCaller caller = caller_of(request);
     if (is_render(inode))
         return reinterpret_cast<RenderFile*>(opened)->ioctl(caller, command, data);
-    return files_of(request).state().ioctl(*reinterpret_cast<State::File*>(opened), caller, command, data);
+    return files_of(request).state().ioctl(*reinterpret_cast<State::File*>(opened), caller, command,
+                                           data);
 }
 
 // On an ordinary file the kernel copies as many bytes in and out as the command says.

@@ -242,7 +242,8 @@ int FileSystem::open_dmabuf(uint64_t inode, bool for_writing) {
 std::shared_ptr<Storage> FileSystem::dmabuf(uint64_t inode) const {
     const std::lock_guard lock(mutex_);
     const auto found = dmabufs_.find(static_cast<uint32_t>(inode - kDmabuf));
-    return inode < kDmabuf || inode >= kFolder || found == dmabufs_.end() ? nullptr : found->second.storage;
+    return inode < kDmabuf || inode >= kFolder || found == dmabufs_.end() ? nullptr
+                                                                          : found->second.storage;
 }
 
 void FileSystem::release_dmabuf(uint64_t inode) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// A libdrm_amdgpu.so.1 for the emulated devices: what programs need of it to copy by the copy engine. Its GPU executes the
-// packets that it is given when they are submitted; a dma-buf is a file of the emulation, memory is the program's own.
-// Functions answer 0 or -errno, as in amdgpu.h of libdrm.
+// A libdrm_amdgpu.so.1 for the emulated devices: what programs need of it to copy by the copy
+// engine. Its GPU executes the packets that it is given when they are submitted; a dma-buf is a
+// file of the emulation, memory is the program's own. Functions answer 0 or -errno, as in amdgpu.h
+// of libdrm.
 #include <sys/mman.h>
 #include <unistd.h>
 #include <cerrno>
@@ -73,14 +74,15 @@ bool move(const Place& place, std::byte* data, uint64_t size, bool write) {
     return true;
 }
 
-// What lies beyond the end of a buffer is a page fault of the device, of which who copies hears nothing.
+// What lies beyond the end of a buffer is a page fault of the device, of which who copies hears
+// nothing.
 int copy(const OpaqueDevice& device, uint64_t from, uint64_t to, uint64_t size) {
     const Place source = find(device, from);
     const Place destination = find(device, to);
     if (source.buffer == nullptr || destination.buffer == nullptr)
         return 0;
-    size = std::min({size, source.buffer->size - source.offset,
-                     destination.buffer->size - destination.offset});
+    size = std::min(
+        {size, source.buffer->size - source.offset, destination.buffer->size - destination.offset});
     std::vector<std::byte> data(size);
     return move(source, data.data(), size, false) && move(destination, data.data(), size, true)
                ? 0
@@ -93,8 +95,8 @@ uint64_t address_in(const uint32_t* words) {
 
 int execute(const OpaqueDevice& device, const Commands& commands) {
     const Place place = find(device, commands.gpu_address);
-    if (place.buffer == nullptr || place.buffer->memory == nullptr ||
-        commands.words % 8 != 0 || commands.words * sizeof(uint32_t) > place.buffer->size)
+    if (place.buffer == nullptr || place.buffer->memory == nullptr || commands.words % 8 != 0 ||
+        commands.words * sizeof(uint32_t) > place.buffer->size)
         return -ECANCELED;
     std::vector<uint32_t> words(commands.words);
     std::memcpy(words.data(), place.buffer->memory + place.offset, words.size() * sizeof(uint32_t));
@@ -106,7 +108,9 @@ int execute(const OpaqueDevice& device, const Commands& commands) {
         if (words[i] != kCopyLinear || words.size() - i < kCopyWords)
             return -ECANCELED;
         const uint64_t size = uint64_t{words[i + 1]} + 1;
-        if (const int error = copy(device, address_in(&words[i + 3]), address_in(&words[i + 5]), size); error != 0)
+        if (const int error =
+                copy(device, address_in(&words[i + 3]), address_in(&words[i + 5]), size);
+            error != 0)
             return error;
         i += kCopyWords;
     }
@@ -151,8 +155,9 @@ int amdgpu_bo_import(Device device, uint32_t kind, uint32_t handle, ImportResult
     const off_t size = dmabuf ? lseek(dmabuf.get(), 0, SEEK_END) : -1;
     if (size < 0)
         return -errno;
-    *out = {new OpaqueBuffer{device, nullptr, false, std::move(dmabuf), static_cast<uint64_t>(size)},
-            static_cast<uint64_t>(size)};
+    *out = {
+        new OpaqueBuffer{device, nullptr, false, std::move(dmabuf), static_cast<uint64_t>(size)},
+        static_cast<uint64_t>(size)};
     return 0;
 }
 
@@ -196,7 +201,8 @@ int amdgpu_va_range_free(Range range) {
     return 0;
 }
 
-int amdgpu_bo_va_op(Buffer buffer, uint64_t, uint64_t, uint64_t address, uint64_t, uint32_t operation) {
+int amdgpu_bo_va_op(Buffer buffer, uint64_t, uint64_t, uint64_t address, uint64_t,
+                    uint32_t operation) {
     const std::lock_guard lock(buffer->device->mutex);
     if (operation == kMap)
         return buffer->device->mapped.emplace(address, buffer).second ? 0 : -EINVAL;

@@ -11,7 +11,8 @@
 
 namespace checkpointd::kfd_emulation {
 
-// An open render node: the handles that dma-bufs have in it (drivers/gpu/drm/drm_prime.c). Any thread.
+// An open render node: the handles that dma-bufs have in it (drivers/gpu/drm/drm_prime.c). Any
+// thread.
 class RenderFile {
   public:
     // 0, or -errno: EINVAL for calls that a driver does not know, as drm_ioctl() answers them.
