@@ -2,6 +2,7 @@
 #include "compat/criu/devices.h"
 
 #include <fcntl.h>
+#include <strings.h>
 #include <cstdlib>
 
 #include "core/base/io.h"
@@ -17,6 +18,39 @@ namespace {
 void tell_of_others(const std::string& directory, const Log& log) {
     for (const std::string& name : plugins_for_criu(directory))
         log.info(fmt::format("{}/{}.so is a plugin for CRIU, and is left out", directory, name));
+}
+
+// What callers tell CRIU's plugin for AMD GPUs, and the settings of ours that mean it. Nobody's
+// policy is asked here.
+struct Variable {
+    const char* name;
+    const char* setting;
+};
+constexpr Variable kAmdgpuVariables[] = {
+    {"KFD_FW_VER_CHECK", "firmware-check"},       {"KFD_SDMA_FW_VER_CHECK", "sdma-firmware-check"},
+    {"KFD_CACHES_COUNT_CHECK", "caches-check"},   {"KFD_NUM_GWS_CHECK", "gws-check"},
+    {"KFD_VRAM_SIZE_CHECK", "vram-size-check"},   {"KFD_NUMA_CHECK", "numa-check"},
+    {"KFD_CAPABILITY_CHECK", "capability-check"},
+};
+
+Result<std::string> to_switch(const Variable& variable, const char* value) {
+    for (const char* no : {"0", "NO"})
+        if (strcasecmp(value, no) == 0)
+            return "no";
+    for (const char* yes : {"1", "YES"})
+        if (strcasecmp(value, yes) == 0)
+            return "yes";
+    return fail(ErrorKind::kBadInput, fmt::format("${}", variable.name),
+                fmt::format("'{}' is neither YES nor NO", value));
+}
+
+Result<std::map<std::string, PluginPolicy>> policy_of_environment() {
+    std::map<std::string, PluginPolicy> policy;
+    for (const Variable& variable : kAmdgpuVariables)
+        if (const char* value = getenv(variable.name)) {
+            CKPT_ASSIGN(policy["amdgpu"].settings[variable.setting], to_switch(variable, value));
+        }
+    return policy;
 }
 
 }  // namespace
@@ -35,6 +69,7 @@ Result<PluginOptions> Devices::prepare(const std::string& directory, const Log& 
     CKPT_ASSIGN(guardian_, Guardian::start(directory, log));
     PluginOptions options;
     options.directory = directory;
+    CKPT_ASSIGN(options.policy, policy_of_environment());
     options.image_dir_fd = image_dir_fd;
     options.journal = &guardian_->journal();
     return options;

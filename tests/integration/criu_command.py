@@ -50,6 +50,21 @@ def kfd_down_and_up(t):
 
 
 @case
+def checks_that_the_environment_switches_off(t):
+    tree = kfd(t)
+    before = tree.look()
+    tree.dump()
+    amdgpu_units.have_gpus(tree.host, *(gpu.replace(":64", ":48") for gpu in amdgpu_units.TWO))
+    check_in("vram_size", tree.refuse(tree.restore(check=False), "smaller GPUs"), "what is told")
+    told = tree.refuse(tree.restore(criu=f"env KFD_VRAM_SIZE_CHECK=perhaps {COMMAND}", check=False), "no switch")
+    check_in("$KFD_VRAM_SIZE_CHECK: 'perhaps' is neither YES nor NO", told, "what is told")
+    tree.restore(criu=f"env KFD_VRAM_SIZE_CHECK=0 {COMMAND}")
+    tree.check_counts("on smaller GPUs", before)
+    tree.host.sh(f"echo 1 >{GROUP}/cgroup.kill")
+    amdgpu_units.have_gpus(tree.host, *amdgpu_units.TWO)
+
+
+@case
 def kfd_that_fails_when_queues_stand(t):
     tree = kfd(t)
     for fault, told in (("checkpoint fail 12 2", "KFD's CHECKPOINT failed"), ("copy-from fail 5 3", "Input/output error")):
