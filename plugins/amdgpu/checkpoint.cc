@@ -14,6 +14,7 @@
 #include "core/base/io.h"
 #include "core/kernel/liveness.h"
 #include "core/kernel/pidfd.h"
+#include "core/kernel/proc_status.h"
 #include "core/kernel/proc_task.h"
 #include "core/kernel/ptrace.h"
 #include "core/transaction/undo_kinds.h"
@@ -33,6 +34,15 @@ Result<bool> same_open_file(pid_t one_pid, int one, pid_t other_pid, int other) 
     if (order < 0)
         return fail_errno(fmt::format("pid {} fd {}", one_pid, one), "cannot be compared (kcmp)");
     return order == 0;
+}
+
+// The one that has this number in its own PID namespace, first of all `user`; 0: none of them.
+pid_t find_owner(pid_t number, pid_t user, const std::vector<pid_t>& pids) {
+    const auto is_it = [&](pid_t pid) { return innermost_pid(pid) == number; };
+    if (is_it(user))
+        return user;
+    auto found = std::find_if(pids.begin(), pids.end(), is_it);
+    return found == pids.end() ? 0 : *found;
 }
 
 Error shared_buffer(pid_t pid, int fd) {
@@ -128,31 +138,50 @@ Result<bool> Checkpoint::probe(const std::vector<pid_t>& pids) {
     return true;
 }
 
-// In the journal first: should we die, the queues must not stay where they are.
-Result<void> Checkpoint::hold(const User& user) {
-    CKPT_ASSIGN(const ScopedFd process, pidfd_open(user.pid));
-    CKPT_ASSIGN(ScopedFd file, pidfd_get_fd(process.get(), user.number));
-    CKPT_ASSIGN(const uint64_t start, process_start_time(user.pid));
-    const std::string record = fmt::format("{} {} {}", user.pid, start, user.number);
-    Held& held = held_.emplace_back(Held{HeldProcess(kfd_, std::move(file))});
-    held.undo = host_.journal(host_.context, record.c_str());
-    if (held.undo == 0)
+// KFD listens to the owner's tracer alone, and the file is known by whoever has it.
+Result<void> Checkpoint::write_down(Held& held, pid_t owner) {
+    CKPT_ASSIGN(const uint64_t start, process_start_time(owner));
+    CKPT_ASSIGN(const uint64_t user_start, process_start_time(held.user.pid));
+    const std::string record =
+        fmt::format("{} {} {} {} {}", owner, start, held.user.number, held.user.pid, user_start);
+    const uint64_t before = std::exchange(held.undo, host_.journal(host_.context, record.c_str()));
+    if (held.undo == 0) {
+        held.undo = before;
         return fail(ErrorKind::kSystem, "journal",
                     "cannot write down that queues are to run again");
+    }
+    if (before != 0)
+        (void)host_.forget(host_.context, before);
+    return {};
+}
+
+// In the journal first: should we die, the queues must not stay where they are. Whose they are KFD
+// tells later; nearly always they are of the first that has the file.
+Result<void> Checkpoint::hold(const User& user, const std::vector<pid_t>& pids) {
+    CKPT_ASSIGN(const ScopedFd process, pidfd_open(user.pid));
+    CKPT_ASSIGN(ScopedFd file, pidfd_get_fd(process.get(), user.number));
+    Held& held = held_.emplace_back(Held{user, HeldProcess(kfd_, std::move(file))});
+    CKPT_TRY(write_down(held, user.pid));
     CKPT_TRY(held.process.pause());
+    held.process.set_pid(find_owner(held.process.own_number(), user.pid, pids));
+    if (held.process.pid() != 0 && held.process.pid() != user.pid)
+        CKPT_TRY(write_down(held, held.process.pid()));
     return held.process.save();
 }
 
-Result<void> Checkpoint::check_owners(const std::vector<pid_t>& pids) const {
+Result<void> Checkpoint::check_owners() const {
     std::vector<Error> blockers;
     for (const Held& held : held_)
-        if (std::find(pids.begin(), pids.end(), held.process.pid()) == pids.end())
-            blockers.push_back({ErrorKind::kUnsupported,
-                                held.process.name(),
-                                "has lent its /dev/kfd, and is not among those of the checkpoint",
-                                {},
-                                0,
-                                {}});
+        if (held.process.pid() == 0)
+            blockers.push_back(
+                {ErrorKind::kUnsupported,
+                 fmt::format("pid {} fd {}", held.user.pid, held.user.number),
+                 fmt::format("is a /dev/kfd that pid {} (of its own namespace) has opened "
+                             "and lent, which is not among those of the checkpoint",
+                             held.process.own_number()),
+                 {},
+                 0,
+                 {}});
     return all_blockers("AMD GPUs", "cannot be carried", std::move(blockers));
 }
 
@@ -162,8 +191,8 @@ Result<void> Checkpoint::prepare(const std::vector<pid_t>& pids) {
     CKPT_ASSIGN(const auto users, find_users(pids, &blockers));  // they went on after probe()
     CKPT_TRY(all_blockers("AMD GPUs", "cannot be carried", std::move(blockers)));
     for (const User& user : users)
-        CKPT_TRY(hold(user));
-    return check_owners(pids);
+        CKPT_TRY(hold(user, pids));
+    return check_owners();
 }
 
 Checkpoint::Held* Checkpoint::by_pid(pid_t pid) {
@@ -196,7 +225,7 @@ Result<bool> Checkpoint::dump_kfd(Held& held, pid_t pid, uint32_t id) {
                     fmt::format("has a /dev/kfd that pid {} has opened and lent", from.pid()));
     held.id = id;
     pb::Process process;
-    process.set_pid(static_cast<uint32_t>(from.pid()));
+    process.set_pid(static_cast<uint32_t>(from.own_number()));
     put_topology(here_, from.names_of_gpus(), process);
     if (process.gpu_count() != from.devices().size())
         return fail(ErrorKind::kSystem, from.name(),
@@ -392,17 +421,30 @@ Result<void> unpause(const Kfd& kfd, pid_t pid, int number) {
 }  // namespace
 
 Result<void> undo_pause(const Kfd& kfd, const std::string& record) {
-    int pid = 0;
-    unsigned long long start = 0;
+    int owner = 0, user = 0;
+    unsigned long long start = 0, user_start = 0;
     int number = -1;
-    if (std::sscanf(record.c_str(), "%d %llu %d", &pid, &start, &number) != 3)
+    const int count = std::sscanf(record.c_str(), "%d %llu %d %d %llu", &owner, &start, &number,
+                                  &user, &user_start);
+    if (count != 5 && count != 3)
         return fail(ErrorKind::kInternal, "plugins.undo",
                     "a record of the AMDGPU plugin cannot be read");
-    CKPT_ASSIGN(const bool lives, process_lives(pid, start));
+    if (count == 3) {  // of an older version: what it has opened itself
+        user = owner;
+        user_start = start;
+    }
+    CKPT_ASSIGN(const bool lives, process_lives(owner, start));
     if (!lives)
         return {};
-    CKPT_ASSIGN(const Tracing tracing, Tracing::begin(pid));
-    return unpause(kfd, pid, number);
+    CKPT_ASSIGN(const bool has_file, process_lives(user, user_start));
+    if (!has_file)
+        return fail(
+            ErrorKind::kGone, fmt::format("pid {} (AMD GPU)", owner),
+            fmt::format("its queues are paused, and pid {}, which had its /dev/kfd, has ended",
+                        user),
+            "restart the program");
+    CKPT_ASSIGN(const Tracing tracing, Tracing::begin(owner));
+    return unpause(kfd, user, number);
 }
 
 }  // namespace checkpointd::amdgpu

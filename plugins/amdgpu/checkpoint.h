@@ -45,6 +45,7 @@ class Checkpoint {
         int number;
     };
     struct Held {
+        User user;
         HeldProcess process;
         uint64_t undo = 0;
         uint32_t id = 0;  // of its image; 0: nobody has asked yet
@@ -53,8 +54,10 @@ class Checkpoint {
     Result<std::vector<User>> find_users(const std::vector<pid_t>& pids,
                                          std::vector<Error>* blockers) const;
     Result<void> look_at(pid_t pid, std::vector<User>& users, std::vector<Error>* blockers) const;
-    Result<void> hold(const User& user);
-    Result<void> check_owners(const std::vector<pid_t>& pids) const;
+    Result<void> hold(const User& user, const std::vector<pid_t>& pids);
+    // Puts this into the journal in the place of what stands there of it.
+    Result<void> write_down(Held& held, pid_t owner);
+    Result<void> check_owners() const;
     Held* by_pid(pid_t pid);
     Result<bool> dump_kfd(Held& held, pid_t pid, uint32_t id);
     Result<bool> dump_render_node(pid_t pid, uint32_t minor, uint32_t id);

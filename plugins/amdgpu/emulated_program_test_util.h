@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <csignal>
@@ -22,11 +23,12 @@ class EmulatedProgram {
   public:
     using Kfd = kfd_emulation::InProcessKfd;
 
-    explicit EmulatedProgram(Kfd& kfd) : kfd_(kfd) {
+    // In a PID namespace of its own (CLONE_NEWPID), or with 0 in the test's.
+    explicit EmulatedProgram(Kfd& kfd, unsigned long namespaces = 0) : kfd_(kfd) {
         int ends[2];
         EXPECT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
         socket_ = ScopedFd(ends[0]);
-        pid_ = fork();
+        pid_ = static_cast<pid_t>(syscall(SYS_clone, namespaces | SIGCHLD, 0, 0, 0, 0));
         if (pid_ == 0)
             hold_descriptors(ends[1]);
         close(ends[1]);

@@ -27,7 +27,12 @@ class HeldProcess {
     // UNPAUSE. Nothing where the queues run.
     Result<void> unpause();
 
-    pid_t pid() const { return static_cast<pid_t>(args_.pid); }  // of the owner, after pause()
+    // Of the owner, after pause(), as it counts itself: in its own PID namespace, see
+    // criu_process_info() in kfd_chardev.c. The image has that one, as CRIU's has.
+    pid_t own_number() const { return static_cast<pid_t>(args_.pid); }
+    // The owner's PID on this machine; 0 until somebody has found it.
+    pid_t pid() const { return pid_; }
+    void set_pid(pid_t pid) { pid_ = pid; }
     int file() const { return file_.get(); }
     std::string name() const;
 
@@ -48,6 +53,7 @@ class HeldProcess {
     const Kfd& kfd_;
     ScopedFd file_;
     kfd_ioctl_criu_args args_{};
+    pid_t pid_ = 0;
     enum class Paused { kNo, kPerhaps, kYes } paused_ = Paused::kNo;
     std::vector<kfd_criu_device_bucket> devices_;
     std::vector<kfd_criu_bo_bucket> buffers_;

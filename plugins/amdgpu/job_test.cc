@@ -3,7 +3,9 @@
 // Checkpoints and restores by the plugin's parts, on the emulated driver in this process.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <algorithm>
@@ -12,6 +14,7 @@
 #include <thread>
 
 #include "core/base/io.h"
+#include "core/kernel/proc_task.h"
 #include "core/transaction/undo_kinds.h"
 #include "plugins/amdgpu/checkpoint.h"
 #include "plugins/amdgpu/emulated_program_test_util.h"
@@ -26,6 +29,7 @@ using kfd_emulation::Fault;
 using kfd_emulation::InProcessKfd;
 using kfd_emulation::Machine;
 using testing::HasSubstr;
+using testing::StartsWith;
 
 constexpr uint64_t kAddress = 0x7f0000000000;
 constexpr uint64_t kSize = 5 * 65536 + 4096;
@@ -85,8 +89,8 @@ class AmdgpuJob : public testing::Test {
         program_ = start_program();
     }
 
-    std::unique_ptr<EmulatedProgram> start_program() {
-        auto program = std::make_unique<EmulatedProgram>(*here_.kfd);
+    std::unique_ptr<EmulatedProgram> start_program(unsigned long namespaces = 0) {
+        auto program = std::make_unique<EmulatedProgram>(*here_.kfd, namespaces);
         for (const auto& gpu : gpus())
             program->use_gpu(gpu);
         for (size_t i = 0; i < gpus().size(); ++i) {
@@ -359,6 +363,89 @@ TEST_F(AmdgpuJob, ALentDescriptorIsPausedOnce) {
     ASSERT_TRUE(job.resume());
     expect_as_before();
     EXPECT_EQ(here_.process(child->pid()).evicted, 0u);
+}
+
+// KFD tells the number that the owner has there; all else goes by those of the machine.
+TEST_F(AmdgpuJob, AProcessOfAnotherPidNamespaceIsCarried) {
+    offsets_.clear();
+    program_ = start_program(CLONE_NEWPID);
+    auto result = checkpoint(pids());
+    ASSERT_TRUE(result) << result.error().text();
+    expect_as_before();
+    auto image = read_process(
+        [&](const std::string& name) { return open_at(dir_.fd(), name, O_RDONLY); }, kKfdId);
+    ASSERT_TRUE(image && *image);
+    EXPECT_EQ((*image)->pid(), 1u);
+    here_.as_worker();
+    Checkpoint job(host_.raw(), *here_.kfd, settings_);
+    ASSERT_TRUE(job.probe(pids()));
+    ASSERT_TRUE(job.prepare(pids()));
+    ckptd_vma vma{};
+    vma.path = "/dev/dri/renderD128";
+    vma.fd = program_->render_node(0);
+    vma.offset = offsets_[0];
+    EXPECT_EQ(job.handle_vma(program_->pid(), vma), true);
+    auto undone = undo_pause(*here_.kfd, host_.records.begin()->second);
+    ASSERT_TRUE(undone) << undone.error().text();
+    EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
+}
+
+// A process with nothing but the /dev/kfd of `program`, until the end of this.
+class Borrower {
+  public:
+    explicit Borrower(const EmulatedProgram& program) : pid_(fork()) {
+        if (pid_ == 0)
+            hold(program.file());
+        for (int i = 0; i < 10000 && read_descriptor_list(pid_).value().size() > 1; ++i)
+            usleep(1000);
+    }
+    ~Borrower() {
+        kill(pid_, SIGKILL);
+        waitpid(pid_, nullptr, 0);
+    }
+    pid_t pid() const { return pid_; }
+
+  private:
+    [[noreturn]] static void hold(int file) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (int fd = 0; fd < 1024; ++fd)
+            if (fd != file)
+                close(fd);
+        for (;;)
+            pause();
+    }
+    pid_t pid_;
+};
+
+TEST_F(AmdgpuJob, WhatWasLentIsTheOwnersInTheJournalToo) {
+    const Borrower borrower(*program_);
+    here_.as_worker();
+    Checkpoint job(host_.raw(), *here_.kfd, settings_);
+    const std::vector<pid_t> both = {borrower.pid(), program_->pid()};
+    ASSERT_TRUE(job.probe(both));
+    ASSERT_TRUE(job.prepare(both));
+    auto refused = job.dump_file(borrower.pid(), program_->file(), kKfdId);
+    ASSERT_FALSE(refused);
+    EXPECT_THAT(refused.error().line(),
+                HasSubstr(fmt::format("a /dev/kfd that pid {} has opened", program_->pid())));
+    ASSERT_EQ(host_.records.size(), 1u);
+    EXPECT_THAT(host_.records.begin()->second, StartsWith(fmt::format("{} ", program_->pid())));
+    auto undone = undo_pause(*here_.kfd, host_.records.begin()->second);
+    ASSERT_TRUE(undone) << undone.error().text();
+    EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
+}
+
+TEST_F(AmdgpuJob, AnOwnerWhoIsNotAmongThemIsNamed) {
+    const Borrower borrower(*program_);
+    here_.as_worker();
+    Checkpoint job(host_.raw(), *here_.kfd, settings_);
+    ASSERT_TRUE(job.probe({borrower.pid()}));
+    auto held = job.prepare({borrower.pid()});
+    ASSERT_FALSE(held);
+    EXPECT_THAT(held.error().text(), HasSubstr("has opened and lent, which is not among those"));
+    here_.as_worker();
+    ASSERT_TRUE(job.resume());
+    expect_as_before();
 }
 
 TEST_F(AmdgpuJob, MappingsOfOthersAreRefused) {

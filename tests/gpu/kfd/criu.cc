@@ -73,7 +73,7 @@ int State::criu(Process& process, const Caller& caller, void* data) {
     auto& args = *static_cast<kfd_ioctl_criu_args*>(data);
     switch (args.op) {
         case KFD_CRIU_OP_PROCESS_INFO:
-            return criu_process_info(process, args);
+            return criu_process_info(process, caller, args);
         case KFD_CRIU_OP_CHECKPOINT:
             return criu_checkpoint(process, caller, args);
         case KFD_CRIU_OP_UNPAUSE:
@@ -102,13 +102,13 @@ State::Counts State::count(const Process& process) const {
 
 // Evictions are counted (evict_process_queues_cpsch()): two of these and one UNPAUSE leave the
 // queues evicted.
-int State::criu_process_info(Process& process, kfd_ioctl_criu_args& args) {
+int State::criu_process_info(Process& process, const Caller& caller, kfd_ioctl_criu_args& args) {
     if (process.devices.empty())
         return -ENODEV;
     ++process.evicted;
     process.queues_paused = true;
     const Counts counts = count(process);
-    args.pid = static_cast<uint32_t>(process.pid);
+    args.pid = static_cast<uint32_t>(caller.innermost(process.pid));
     args.num_devices = static_cast<uint32_t>(process.devices.size());
     args.num_bos = counts.bos;
     args.num_objects = counts.objects;

@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "core/kernel/proc_status.h"
 #include "tests/gpu/kfd/file_system.h"
 
 namespace checkpointd::kfd_emulation {
@@ -15,6 +16,7 @@ class FuseCaller : public Caller {
     pid_t thread() const override { return thread_; }
     pid_t process() const override { return process_; }
     pid_t tracer_of(pid_t process) const override;
+    pid_t innermost(pid_t process) const override { return innermost_pid(process); }
     bool is_capable() const override;
     bool read(uint64_t address, void* data, size_t size) const override;
     bool write(uint64_t address, const void* data, size_t size) const override;

@@ -8,6 +8,8 @@
 #include <unistd.h>
 #include <cerrno>
 
+#include "core/kernel/proc_status.h"
+
 namespace checkpointd::kfd_emulation {
 
 namespace {
@@ -53,6 +55,7 @@ class InProcessKfd::Caller : public kfd_emulation::Caller {
         const auto found = kfd_.tracers_.find(process);
         return found == kfd_.tracers_.end() ? 0 : found->second;
     }
+    pid_t innermost(pid_t process) const override { return innermost_pid(process); }
     bool is_capable() const override { return identity_.capable; }
     bool read(uint64_t address, void* data, size_t size) const override {
         return copy_own(address, data, size, false);

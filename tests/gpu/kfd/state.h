@@ -58,6 +58,8 @@ class Caller {
     virtual pid_t process() const = 0;
     // The thread that traces the first thread of a process; 0: none.
     virtual pid_t tracer_of(pid_t process) const = 0;
+    // The number that a process has in its own PID namespace.
+    virtual pid_t innermost(pid_t process) const = 0;
     // CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
     virtual bool is_capable() const = 0;
     virtual bool read(uint64_t address, void* data, size_t size) const = 0;
@@ -227,7 +229,7 @@ class State {
     int wait_events(Process& process, const Caller& caller, void* data);
     int criu(Process& process, const Caller& caller, void* data);
 
-    int criu_process_info(Process& process, kfd_ioctl_criu_args& args);
+    int criu_process_info(Process& process, const Caller& caller, kfd_ioctl_criu_args& args);
     int criu_checkpoint(Process& process, const Caller& caller, kfd_ioctl_criu_args& args);
     int criu_unpause(Process& process);
     int criu_restore(Process& process, const Caller& caller, kfd_ioctl_criu_args& args);

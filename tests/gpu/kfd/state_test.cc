@@ -23,7 +23,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr pid_t kProgram = 100;
+constexpr pid_t kProgram = 5000100;  // beyond PID_MAX_LIMIT: nobody has it, in whatever namespace
 constexpr pid_t kOther = 200;
 constexpr pid_t kWorker = 300;
 constexpr pid_t kTracer = 301;
@@ -405,7 +405,7 @@ TEST_F(KfdState, QueuesWorkUnlessEvicted) {
     EXPECT_EQ(call(AMDKFD_IOC_WAIT_EVENTS, &wait), 0);
     EXPECT_EQ(wait.wait_result, static_cast<uint32_t>(KFD_IOC_WAIT_RESULT_TIMEOUT))
         << "it resets itself";
-    EXPECT_THAT(kfd_->state().describe(), HasSubstr("queue 100 gpu=4097 id=0 done=1 failed=1"));
+    EXPECT_THAT(kfd_->state().describe(), HasSubstr("queue 5000100 gpu=4097 id=0 done=1 failed=1"));
     const Saved saved = save();
     EXPECT_EQ(saved.args.num_objects, 2u);
 }
