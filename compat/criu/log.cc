@@ -46,4 +46,11 @@ Result<void> LoggedSteps::enter(std::string_view step) {
     return {};
 }
 
+// A hung step is ended by an alarm (hold() in dump.cc).
+void LoggedSteps::giving_back(std::chrono::microseconds most) {
+    const auto seconds = std::chrono::ceil<std::chrono::seconds>(most).count();
+    if (const unsigned left = alarm(0); left > 0)
+        alarm(std::max(left, static_cast<unsigned>(seconds)));
+}
+
 }  // namespace checkpointd::criu

@@ -35,6 +35,7 @@ class LoggedSteps : public Steps {
   public:
     LoggedSteps(const Log& log, std::optional<std::chrono::seconds> timeout);
     Result<void> enter(std::string_view step) override;
+    void giving_back(std::chrono::microseconds most) override;
     std::optional<std::chrono::steady_clock::time_point> deadline() const { return deadline_; }
 
   private:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string_view>
 
@@ -24,6 +25,10 @@ class Steps {
         (void)done;
         (void)total;
     }
+
+    // What the job took from the tasks is given back from now on until the next step is entered, and that may
+    // take so long, whatever deadline the step before had: cut short it would leave them worse off.
+    virtual void giving_back(std::chrono::microseconds most) { (void)most; }
 };
 
 // Watches nothing and refuses nothing.

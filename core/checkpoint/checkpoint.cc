@@ -540,7 +540,7 @@ Result<std::vector<pid_t>> members(const CheckpointRequest& request) {
 }
 
 // While everything runs: a driver that waits for work in flight must not wait for a task that stands.
-Result<HeldDevices> quiesce(const CheckpointRequest& request, Steps& steps) {
+Result<HeldDevices> quiesce(const CheckpointRequest& request, Steps& steps, Steps& caller_steps) {
     if (!request.plugins || request.plugins->empty())
         return HeldDevices();
     CKPT_ASSIGN(auto pids, members(request));
@@ -548,7 +548,7 @@ Result<HeldDevices> quiesce(const CheckpointRequest& request, Steps& steps) {
     if (request.plugins->empty())
         return HeldDevices();
     CKPT_TRY(steps.enter("checkpoint.quiesce"));
-    return HeldDevices::quiesce(*request.plugins, pids, deadline_of(request));
+    return HeldDevices::quiesce(*request.plugins, caller_steps, pids, deadline_of(request));
 }
 
 Result<std::set<std::string>> all_externals(const CheckpointRequest& request,
@@ -634,7 +634,7 @@ Result<HeldForest> checkpoint(const CheckpointRequest& request, Steps& caller_st
         stats.phases.push_back({std::move(name), now - last});
         last = now;
     };
-    CKPT_ASSIGN(HeldDevices devices, quiesce(request, steps));
+    CKPT_ASSIGN(HeldDevices devices, quiesce(request, steps, caller_steps));
     finish_phase("quiesce");
     auto frozen = last;
     CKPT_ASSIGN(SeizedForest forest, seize(request, steps));

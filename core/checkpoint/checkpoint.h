@@ -120,7 +120,8 @@ class HeldForest {
 // Stops the target, collects its state and writes it. All objects that cannot be carried come back as
 // one error with a cause for each, before any file is written. Whatever fails: every task runs again
 // as before when this returns, and the files in the directory are of no use.
-// `steps` is asked before every step that changes something or may fail ("checkpoint.seize", …).
+// `steps` is asked before every step that changes something or may fail ("checkpoint.seize", …); with
+// plugins it is borrowed until the HeldForest has ended.
 Result<HeldForest> checkpoint(const CheckpointRequest& request, Steps& steps,
                               CheckpointStats& stats);
 

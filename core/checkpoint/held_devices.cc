@@ -28,15 +28,17 @@ class ForestThreads : public ThreadControl {
 
 }  // namespace
 
-Result<HeldDevices> HeldDevices::quiesce(Plugins& plugins, const std::vector<pid_t>& pids, Deadline deadline) {
-    HeldDevices devices(plugins);
+Result<HeldDevices> HeldDevices::quiesce(Plugins& plugins, Steps& steps, const std::vector<pid_t>& pids,
+                                         Deadline deadline) {
+    HeldDevices devices(plugins, steps);
     devices.first_ = pids;
     CKPT_TRY(plugins.quiesce(pids, deadline));
     return devices;
 }
 
 HeldDevices::HeldDevices(HeldDevices&& other) noexcept
-    : plugins_(std::exchange(other.plugins_, nullptr)), forest_(other.forest_), first_(std::move(other.first_)) {}
+    : plugins_(std::exchange(other.plugins_, nullptr)), steps_(other.steps_), forest_(other.forest_),
+      first_(std::move(other.first_)) {}
 
 HeldDevices::~HeldDevices() {
     (void)resume();  // what fails stays in the journal
@@ -63,7 +65,9 @@ Result<void> HeldDevices::resume() {
     Plugins* plugins = std::exchange(plugins_, nullptr);
     if (plugins == nullptr)
         return {};
-    const auto deadline = deadline_in(std::max<std::chrono::microseconds>(kResumeTime, plugins->undo_time()));
+    const auto most = std::max<std::chrono::microseconds>(kResumeTime, plugins->undo_time());
+    const auto deadline = deadline_in(most);
+    steps_->giving_back(most);
     if (forest_ == nullptr)
         return plugins->resume(pids(), nullptr, deadline);
     ForestThreads threads(*forest_);

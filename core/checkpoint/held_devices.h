@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/base/steps.h"
 #include "core/inject/seize.h"
 #include "plugins/host/plugins.h"
 
@@ -19,8 +20,9 @@ class HeldDevices {
 
     // Nothing to hold.
     HeldDevices() = default;
-    // The tasks run yet. `plugins` is borrowed.
-    static Result<HeldDevices> quiesce(Plugins& plugins, const std::vector<pid_t>& pids, Deadline deadline);
+    // The tasks run yet. `plugins` is borrowed, and so is `steps`, which hears when all is given back.
+    static Result<HeldDevices> quiesce(Plugins& plugins, Steps& steps, const std::vector<pid_t>& pids,
+                                       Deadline deadline);
     HeldDevices(HeldDevices&& other) noexcept;
     HeldDevices& operator=(HeldDevices&&) = delete;
     ~HeldDevices();
@@ -33,10 +35,11 @@ class HeldDevices {
     void abandon();
 
   private:
-    explicit HeldDevices(Plugins& plugins) : plugins_(&plugins) {}
+    HeldDevices(Plugins& plugins, Steps& steps) : plugins_(&plugins), steps_(&steps) {}
     std::vector<pid_t> pids() const;
 
     Plugins* plugins_ = nullptr;
+    Steps* steps_ = nullptr;
     SeizedForest* forest_ = nullptr;
     std::vector<pid_t> first_;  // before they stood
 };

@@ -78,6 +78,24 @@ TEST_F(SamplePlugin, WhateverFailsTheProcessGoesOn) {
     }
 }
 
+// What the step that failed had left of its time would not do.
+TEST_F(SamplePlugin, IsGivenItsTimeToResume) {
+    struct Refusing : FaultAt {
+        using FaultAt::FaultAt;
+        void giving_back(std::chrono::microseconds most) override { time = most; }
+        std::chrono::microseconds time{0};
+    } steps("checkpoint.write");
+    PluginOptions slow = options();
+    slow.policy["sample"].settings["undo-time"] = "3600000";
+    auto plugins = Plugins::for_checkpoint(slow);
+    ASSERT_TRUE(plugins);
+    ASSERT_FALSE(dump(plugins->get(), steps));
+    EXPECT_TRUE(steps.came_there());
+    EXPECT_GE(steps.time, std::chrono::minutes(5));
+    EXPECT_EQ(log().back(), "resume");
+    expect_running_and_unparked();
+}
+
 TEST_F(SamplePlugin, WhateverFailsInARestoreNothingIsLeft) {
     dump_and_kill();
     for (const std::string step : {"prepare", "transfer", "complete", "resume"}) {
@@ -88,6 +106,33 @@ TEST_F(SamplePlugin, WhateverFailsInARestoreNothingIsLeft) {
         EXPECT_THAT(built.error().text(), HasSubstr("was told to fail")) << step;
         EXPECT_EQ(kill(pid_, 0), -1) << step;
     }
+}
+
+// A deadline that passes while the tasks are built is not that of their devices.
+TEST_F(SamplePlugin, DevicesHaveATimeOfTheirOwnInARestore) {
+    struct Late : SilentSteps {
+        Result<void> enter(std::string_view step) override {
+            if (step == "restore.resume-devices")
+                std::this_thread::sleep_until(deadline + std::chrono::milliseconds(50));
+            return {};
+        }
+        const Plugins::Deadline deadline = std::chrono::steady_clock::now() + std::chrono::seconds(4);
+    };
+    dump_and_kill();
+    auto plugins = Plugins::for_restore(options(), Names{"sample"});
+    ASSERT_TRUE(plugins) << plugins.error().text();
+    ASSERT_TRUE((*plugins)->probe({}, Plugins::Deadline::max()));
+    Late late;
+    RestoreRequest request(late);
+    request.image_dir_fd = image_.get();
+    request.plugins = plugins->get();
+    request.deadline = late.deadline;
+    request.devices_time = std::chrono::minutes(5);
+    RestoreStats stats;
+    auto built = build_forest(request, stats);
+    ASSERT_TRUE(built) << built.error().text();
+    ASSERT_TRUE(built->commit());
+    expect_running_and_unparked();
 }
 
 TEST_F(SamplePlugin, IsLeftOutWhereNobodyUsesIt) {

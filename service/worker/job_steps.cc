@@ -141,6 +141,7 @@ void JobSteps::begin_step(std::string_view step) {
     if (!times_.empty()) times_.back().usec = now - step_started_;
     times_.push_back({std::string(step), 0});
     step_started_ = now;
+    given_back_by_ = 0;
     const StepPlace place = place_of(request_.type, step);
     if (place.phase != phase_) {
         phase_ = place.phase;
@@ -189,7 +190,7 @@ Result<void> JobSteps::inject(std::string_view step) {
 // An alarm that is due the moment the deadline and its grace are over. Held under the lock.
 void JobSteps::set_alarm() {
     if (!armed_) return;
-    const uint64_t deadline = std::min(phase_deadline_, total_deadline_);
+    const uint64_t deadline = std::max(std::min(phase_deadline_, total_deadline_), given_back_by_);
     itimerspec when{};  // zero disarms
     if (deadline < UINT64_MAX - kAlarmGrace) {
         const uint64_t at = deadline + kAlarmGrace;
@@ -208,6 +209,12 @@ void JobSteps::moved(uint64_t done, uint64_t total) {
     const double share_of_job = request_.type == JobType::kCheckpoint ? kMemoryShare : 0.5;
     message_.progress = std::max(message_.progress, start + share_of_job * std::min(share, 1.0));
     if (done == total || monotonic_usec() - last_report_ >= kReportInterval) report();
+}
+
+void JobSteps::giving_back(Microseconds most) {
+    std::lock_guard lock(mutex_);
+    given_back_by_ = add_span(monotonic_usec(), most);
+    set_alarm();
 }
 
 void JobSteps::report() {

@@ -32,6 +32,7 @@ class JobSteps : public Steps {
 
     Result<void> enter(std::string_view step) override;
     void moved(uint64_t done, uint64_t total) override;
+    void giving_back(Microseconds most) override;
 
     // From here on there is no way back: cancelling and deadlines are not honoured any more.
     void no_way_back();
@@ -68,6 +69,7 @@ class JobSteps : public Steps {
     uint64_t started_usec_;
     uint64_t total_deadline_;
     uint64_t phase_deadline_ = UINT64_MAX;
+    uint64_t given_back_by_ = 0;  // until the next step: no alarm before
     Phase phase_ = Phase::kTotal;
     ProgressMessage message_;
     uint64_t step_started_ = 0;

@@ -89,6 +89,24 @@ TEST(JobSteps, UndoingHasATimeOfItsOwn) {
     EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
 }
 
+// So does what is given back while the job is at it; the step after that is under its deadlines again.
+TEST(JobSteps, GivingBackIsNotCutShort) {
+    auto request = request_for(Fault{"checkpoint.write", Fault::Action::kHang});
+    request.policy.timeouts[Phase::kCollect] = milliseconds(50);
+    request.policy.timeouts[Phase::kMemory] = milliseconds(50);
+    const uint64_t started = monotonic_usec();
+    const int status = in_child([&] {
+        JobSteps steps(request);
+        if (!steps.arm() || !steps.enter("checkpoint.collect")) return 1;
+        steps.giving_back(std::chrono::hours(1));
+        std::this_thread::sleep_for(milliseconds(5500));
+        (void)steps.enter("checkpoint.write");
+        return 2;
+    });
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM) << status;
+    EXPECT_GE(monotonic_usec() - started, 10500000u);
+}
+
 TEST(JobSteps, SigtermIsTheWishToCancel) {
     auto request = request_for();
     const int status = in_child([&] {

@@ -265,6 +265,8 @@ RestoreRequest RestoreJob::engine_request() {
     // systemd believes no answer to a reload that is dated before its request.
     request.clocks_may_lag = facts_.type != "notify-reload";
     request.deadline = steps_.deadline_of(Phase::kRebuild);
+    if (const Microseconds devices = request_.policy.timeout(Phase::kDevices); devices != kForever)
+        request.devices_time = devices;
     return request;
 }
 

@@ -206,20 +206,41 @@ Result<void> prepare_devices(const RestoreRequest& request) {
     return request.plugins->prepare({}, nullptr, deadline_of(request));
 }
 
+// The devices' time begins when the tasks stand; they are filled from before.
+Clock::time_point devices_deadline(const RestoreRequest& request, Clock::time_point standing) {
+    constexpr auto kNever = Clock::time_point::max();
+    if (!request.devices_time || *request.devices_time >= kNever - standing)
+        return kNever;
+    return standing + *request.devices_time;
+}
+
 // The tasks have their memory and stand. A device that does not come back ends the restore.
 Result<void> resume_devices(const RestoreRequest& request, const std::vector<pid_t>& pids, Tracer& tracer) {
     if (!request.plugins || request.plugins->empty())
         return {};
     CKPT_TRY(request.steps.enter("restore.resume-devices"));
-    CKPT_TRY(request.plugins->complete(deadline_of(request)));
+    const auto deadline = devices_deadline(request, Clock::now());
+    CKPT_TRY(request.plugins->complete(deadline));
     TracedThreads threads(tracer);
-    return request.plugins->resume(pids, &threads, deadline_of(request));
+    return request.plugins->resume(pids, &threads, deadline);
 }
 
 Error too_late(Error last) {
     return Error{ErrorKind::kTimeout, "restore", "the deadline of the restore passed",
                  "allow more time, or look for a file system that does not answer", 0,
                  {std::move(last)}};
+}
+
+// Who hangs until the deadline is killed.
+Result<void> build_tasks(const RestoreRequest& request, const RestorePlan& plan, Tracer& tracer,
+                         Region& region) {
+    Watchdog watchdog(request.deadline, [&] { tracer.kill_now(); });
+    if (request.plugins)
+        request.plugins->start_transfer(devices_deadline(request, deadline_of(request)));
+    auto built = bring_to_last_barrier(request, plan, tracer, region);
+    if (!built && watchdog.has_barked())
+        return tl::unexpected(too_late(std::move(built).error()));
+    return built;
 }
 
 }  // namespace
@@ -292,19 +313,14 @@ Result<BuiltForest> execute_plan(const RestoreRequest& request,
     {
         CKPT_ASSIGN(Region region, Region::map(plan, request.hooks, request.plugins));
         CKPT_TRY(start_agent(request, plan, held->tracer, region));
-        Watchdog watchdog(request.deadline, [&] { held->tracer.kill_now(); });
-        if (request.plugins)
-            request.plugins->start_transfer(deadline_of(request));
-        auto built = bring_to_last_barrier(request, plan, held->tracer, region);
+        auto built = build_tasks(request, plan, held->tracer, region);
         if (built) {
             held->settle();
             built = resume_devices(request, held->living, held->tracer);
         }
         if (!built && request.plugins)
             request.plugins->cancel_messages();
-        if (!built)
-            return tl::unexpected(watchdog.has_barked() ? too_late(std::move(built).error())
-                                                        : std::move(built).error());
+        CKPT_TRY(std::move(built));
     }
     stats.tasks = plan.tasks.size();
     for (const PlannedTask& task : plan.tasks)
