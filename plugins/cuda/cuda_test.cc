@@ -5,10 +5,12 @@
 #include <gtest/gtest.h>
 #include <map>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "plugins/cuda/device_store.h"
 #include "plugins/cuda/devices_image.h"
+#include "plugins/cuda/helper_backend.h"
 #include "plugins/cuda/preflight.h"
 #include "plugins/cuda/settings.h"
 #include "plugins/cuda/storage_image.h"
@@ -206,6 +208,20 @@ TEST(CudaStorage, WhatDoesNotFitTheFileIsKeptInMemory) {
     EXPECT_EQ(std::string(buffer, 4096), std::string(4096, 'b'));
     EXPECT_FALSE(store.read(8 * 4096, buffer, 4096)) << "beyond the end of the file";
     close(fd);
+}
+
+TEST(CudaHelper, OneThatDoesNotAnswerIsNoHelper) {
+    using Clock = std::chrono::steady_clock;
+    int ends[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+    ScopedFd ours(ends[0]);
+    ScopedFd theirs(ends[1]);
+    EXPECT_FALSE(HelperBackend::answers(ours.get(), Clock::now() + milliseconds(50))) << "nobody accepts";
+    const Answer answer;
+    ASSERT_EQ(send(theirs.get(), &answer, sizeof(answer), 0), static_cast<ssize_t>(sizeof(answer)));
+    EXPECT_TRUE(HelperBackend::answers(ours.get(), Clock::now() + std::chrono::minutes(1)));
+    theirs.reset();
+    EXPECT_FALSE(HelperBackend::answers(ours.get(), Clock::now() + std::chrono::minutes(1))) << "it has ended";
 }
 
 }  // namespace

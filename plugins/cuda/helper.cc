@@ -175,14 +175,15 @@ class Server {
   public:
     Server(Desk& desk, bool has_driver) : desk_(desk), has_driver_(has_driver) {}
 
-    // Until nobody is connected for a while, or when told to stop nobody any more; and nothing is held. Without a
-    // driver it waits for a moment only: the next start may find one.
+    // Until nobody is connected for a while, or when told to stop nobody any more; and nothing is held. So long it serves
+    // whoever else comes, too. Without a driver it waits for a moment only: the next start may find one.
     int run() {
         ScopedFd signals = take_sigterm();
         bool stopping = false;
         for (int idle_ms = 0;;) {
             const bool holds = !desk_.held().empty();
-            pollfd waiting[] = {{stopping && !holds ? -1 : kListenFd, POLLIN, 0}, {stopping ? -1 : signals.get(), POLLIN, 0}};
+            const bool ends = stopping && !holds && connections_ == 0;
+            pollfd waiting[] = {{ends ? -1 : kListenFd, POLLIN, 0}, {stopping ? -1 : signals.get(), POLLIN, 0}};
             const int time_ms = stopping || holds || !has_driver_ ? kSoonMs : kIdleMs;
             const int ready = poll(waiting, 2, time_ms);
             idle_ms = ready == 0 && connections_ == 0 && !holds ? idle_ms + time_ms : 0;

@@ -17,6 +17,8 @@ namespace checkpointd::cuda {
 namespace {
 
 constexpr const char* kHelper = "checkpointd-cuda";
+// One that was not there yet loads the driver before it answers anybody.
+constexpr std::chrono::seconds kGreetTime{20};
 
 Result<ScopedFd> connect_to_socket() {
     ScopedFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
@@ -64,12 +66,21 @@ Result<bool> receive(int fd, Answer& answer, Backend::Deadline deadline) {
 
 }  // namespace
 
+bool HelperBackend::answers(int fd, Deadline deadline) {
+    const Request hello;
+    Answer answer;
+    if (send(fd, &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello))
+        return false;
+    auto got = receive(fd, answer, deadline);
+    return got && *got;
+}
+
+// A connection is there before anybody has accepted it: while the system goes down, for one, nobody does any more.
 Result<HelperBackend::Connection> HelperBackend::connect() {
     auto shared = connect_to_socket();
-    if (shared)
+    if (shared && answers(shared->get(), std::chrono::steady_clock::now() + kGreetTime))
         return Connection{std::move(*shared), true};
-    const int code = shared.error().errno_code;
-    if (code != ENOENT && code != ECONNREFUSED)
+    if (!shared && shared.error().errno_code != ENOENT && shared.error().errno_code != ECONNREFUSED)
         return tl::unexpected(std::move(shared).error());
     CKPT_ASSIGN(ScopedFd own, start_own());
     return Connection{std::move(own), false};

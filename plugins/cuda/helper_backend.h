@@ -17,6 +17,9 @@ class HelperBackend : public Backend {
     bool finish_late(Deadline deadline) override;
     bool outlives_us() const override { return connection_.is_shared; }
 
+    // Whether who is at the other end of the socket `fd` (borrowed) is a helper of our version and serves us.
+    static bool answers(int fd, Deadline deadline);
+
   private:
     struct Connection {
         ScopedFd fd;

@@ -434,6 +434,65 @@ def a_helper_of_its_own(t):
     policy(unit.host, enabled="yes")
 
 
+# Asks the helper for its version, and stays connected.
+STAYS = """import socket, struct, sys, time
+helper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+helper.connect("/run/checkpointd/cuda")
+helper.send(struct.pack("<IIiII1024xI1024x", 2, 0, 0, 0, 0, 0))
+helper.recv(8192)
+open("/run/stays", "w").close()
+time.sleep(1000)
+"""
+
+
+@case
+def a_helper_that_is_told_to_stop(t):
+    """It serves others as long as it has to stay. Where nobody accepts what connects, the job has a helper of its own."""
+    unit = program(t)
+    have_driver(unit.host, STORAGE)
+    unit.host.run("systemd-run", "-q", "-u", "stays", "python3", "-c", STAYS)
+    wait_for(lambda: unit.host.exists("/run/stays"), "somebody is connected", 30)
+    unit.host.sh("systemctl stop --no-block checkpointd-cuda.service")
+    wait_for(lambda: unit.host.unit("checkpointd-cuda.service")["ActiveState"] == "deactivating", "it is told", 30)
+    forget_images(unit)
+    unit.crctl("checkpoint", "--mode", "snapshot")
+    since = unit.check_counts("by a helper that stops")
+    check_equal(len(storage_files(unit)), 2, "files of device memory, which a helper of its own does not make")
+    unit.host.sh("systemctl stop stays.service; rm /run/stays")
+    wait_for(lambda: unit.host.unit("checkpointd-cuda.service")["ActiveState"] == "inactive", "it ends", 30)
+    unit.host.drop_in("checkpointd-cuda.service", "[Service]\nExecStart=\nExecStart=false\n", "dead")
+    unit.host.sh(f"systemctl set-environment LD_LIBRARY_PATH={HOME}")
+    unit.crctl("checkpoint", "--mode", "snapshot")
+    unit.check_counts("beside a helper that ends at once", since)
+    unit.host.sh("rm /etc/systemd/system/checkpointd-cuda.service.d/dead.conf; systemctl daemon-reload; systemctl unset-environment "
+                 "LD_LIBRARY_PATH; systemctl reset-failed checkpointd-cuda.service checkpointd-cuda.socket; systemctl start checkpointd-cuda.socket")
+
+
+@case
+def with_the_system(t):
+    """A helper that is there when the system goes down takes both units to disk, and ends after that."""
+    units = [program(t, name) for name in "ab"]
+    host = units[0].host
+    have_driver(host, STORAGE)
+    host.write("/etc/checkpointd/policy.d/down.yaml", 'units: {"gpu@*.service": {checkpoint-at-shutdown: yes}}\n')
+    host.run("crctl", "policy", "reload")
+    units[0].crctl("checkpoint", "--mode", "snapshot")
+    for unit in units:
+        forget_images(unit)
+    wait_for(lambda: host.unit("checkpointd-shutdown.service")["ActiveState"] == "active", "the unit that is stopped first", 30)
+    since = [unit.look() for unit in units]
+    host.reboot()
+    check_equal(len(storage_files(units[0])), 4, "files of device memory")
+    host.sh("rm /etc/checkpointd/policy.d/down.yaml")
+    have_devices(host)
+    have_driver(host, STORAGE)
+    host.sh("mkdir -p /run/checkpointd; touch /run/checkpointd/allow-faults; crctl policy reload")
+    for unit, was in zip(units, since):
+        unit.crctl("restore")
+        unit.check_counts("after the system went down", was)
+    host.run("systemctl", "stop", units[1].unit)
+
+
 @case
 def the_script_for_real_devices(t):
     """What tests/gpu/run does on hardware, on the emulation: so it does not rot."""
