@@ -51,7 +51,8 @@ struct Running {
     ScopedFd output;  // all of it, so that nobody has to read while it runs
 };
 
-Result<Running> start(const std::vector<std::string>& words) {
+// `turn` goes with it; -1: none.
+Result<Running> start(const std::vector<std::string>& words, int turn) {
     Running running;
     running.output.reset(memfd_create("cuda-checkpoint", MFD_CLOEXEC));
     if (!running.output)
@@ -65,6 +66,8 @@ Result<Running> start(const std::vector<std::string>& words) {
     posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
     posix_spawn_file_actions_adddup2(&actions, running.output.get(), 1);
     posix_spawn_file_actions_adddup2(&actions, running.output.get(), 2);
+    if (turn >= 0)
+        posix_spawn_file_actions_adddup2(&actions, turn, turn);  // to itself: without close-on-exec
     const int code = posix_spawnp(&running.pid, argv[0], &actions, nullptr, argv.data(), environ);
     posix_spawn_file_actions_destroy(&actions);
     if (code != 0)
@@ -107,7 +110,11 @@ Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline, in
         none.code = kNotSupported;
         return none;
     }
-    CKPT_ASSIGN(Running running, start(arguments(command_, request)));
+    ScopedFd turn;
+    if (request.pid != 0) {
+        CKPT_ASSIGN(turn, take_turn(turns_, request.pid, deadline));
+    }
+    CKPT_ASSIGN(Running running, start(arguments(command_, request), turn.get()));
     if (!wait_readable(running.pidfd.get(), deadline)) {
         late_ = std::move(running.pidfd);
         late_pid_ = running.pid;
@@ -116,6 +123,8 @@ Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline, in
     int status = 0;
     if (waitpid(running.pid, &status, __WALL) != running.pid)
         return fail_errno(command_, "cannot wait for it");
+    if (turn)
+        remove_turn(turns_, request.pid);
     if (lseek(running.output.get(), 0, SEEK_SET) != 0)
         return fail_errno(command_, "cannot read what it said");
     CKPT_ASSIGN(const std::string output, read_fd(running.output.get(), command_, 1 << 20));

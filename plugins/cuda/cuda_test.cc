@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <fcntl.h>
 #include <filesystem>
+#include <fstream>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <map>
@@ -8,6 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "plugins/cuda/command_backend.h"
 #include "plugins/cuda/device_store.h"
 #include "plugins/cuda/devices_image.h"
 #include "plugins/cuda/helper_backend.h"
@@ -208,6 +210,47 @@ TEST(CudaStorage, WhatDoesNotFitTheFileIsKeptInMemory) {
     EXPECT_EQ(std::string(buffer, 4096), std::string(4096, 'b'));
     EXPECT_FALSE(store.read(8 * 4096, buffer, 4096)) << "beyond the end of the file";
     close(fd);
+}
+
+// Its checkpoint takes until there is FOLDER/go, and makes FOLDER/done.
+std::string slow_command(const std::string& folder) {
+    const std::string path = folder + "/cuda-checkpoint";
+    std::ofstream(path) << "#!/bin/sh\ncd " << folder << "\ncase $2 in checkpoint) while [ ! -e go ]; do sleep 0.01; done; "
+                           ">done;; esac\ncase $1 in --get-state) [ -e done ] && echo checkpointed || echo locked;; esac\n";
+    std::filesystem::permissions(path, std::filesystem::perms::owner_all);
+    return path;
+}
+
+Request request_of(Operation operation, int pid) {
+    Request request;
+    request.operation = operation;
+    request.pid = pid;
+    return request;
+}
+
+TEST(CudaCommand, NobodyOvertakesOneThatIsUnderWay) {
+    const auto in = [](milliseconds time) { return std::chrono::steady_clock::now() + time; };
+    constexpr milliseconds kSoon{300}, kLong{60000};
+    char folder[] = "/tmp/cuda-test-XXXXXX";
+    ASSERT_NE(mkdtemp(folder), nullptr);
+    const std::string command = slow_command(folder);
+    auto first = std::make_unique<CommandBackend>(command, folder);
+    auto late = first->ask(request_of(Operation::kCheckpoint, 12), in(kSoon), -1);
+    ASSERT_FALSE(late);
+    EXPECT_EQ(late.error().kind, ErrorKind::kTimeout);
+    first.reset();  // as with a job that has died
+    CommandBackend second(command, folder);
+    auto early = second.ask(request_of(Operation::kState, 12), in(kSoon), -1);
+    ASSERT_FALSE(early) << "it was asked: " << early->value;
+    EXPECT_EQ(early.error().kind, ErrorKind::kTimeout);
+    EXPECT_THAT(early.error().text(), HasSubstr("pid 12"));
+    EXPECT_TRUE(second.ask(request_of(Operation::kState, 13), in(kLong), -1)) << "another process";
+    std::ofstream(std::string(folder) + "/go");
+    auto now = second.ask(request_of(Operation::kState, 12), in(kLong), -1);
+    ASSERT_TRUE(now) << now.error().text();
+    EXPECT_EQ(now->value, static_cast<int32_t>(ProcessState::kCheckpointed));
+    EXPECT_FALSE(std::filesystem::exists(turn_file(folder, 12)));
+    std::filesystem::remove_all(folder);
 }
 
 TEST(CudaHelper, OneThatDoesNotAnswerIsNoHelper) {

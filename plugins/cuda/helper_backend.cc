@@ -10,6 +10,7 @@
 
 #include "core/base/io.h"
 #include "core/base/send_descriptors.h"
+#include "plugins/cuda/turn.h"
 
 extern char** environ;
 
@@ -92,6 +93,8 @@ Result<std::unique_ptr<Backend>> HelperBackend::open() {
 }
 
 Result<Answer> HelperBackend::ask(const Request& request, Deadline deadline, int fd) {
+    if (request.pid != 0)
+        CKPT_TRY(wait_for_turn(kTurnFolder, request.pid, deadline));
     if (!connection_.fd) {
         CKPT_ASSIGN(connection_, connect());
     }

@@ -424,7 +424,8 @@ Result<void> Session::undo(const std::string& text, Deadline deadline) {
     settings.by_command = record->way == UndoRecord::kByCommand;
     settings.command = record->rest;
     CKPT_ASSIGN(auto own, open_backend(settings));
-    CKPT_ASSIGN(auto process, Process::find(*own, record->pid, soon(deadline)));
+    // A call of the dead job that is still under way comes first.
+    CKPT_ASSIGN(auto process, Process::find(*own, record->pid, deadline));
     // The helper has all that it copied; should it be gone, the file may yet be there, and whole.
     ScopedFd file(record->way == UndoRecord::kByStorage ? ::open(record->rest.c_str(), O_RDONLY | O_CLOEXEC) : -1);
     auto regions = file ? read_storage_header(file.get(), record->rest) : std::vector<Region>();
