@@ -75,12 +75,12 @@ TEST(CudaSettings, OfUuidsOnlyWholeOnesAreTaken) {
 
 // One device that was used and one that was not.
 DevicesImage image() {
-    DevicesImage image{3, {}, {}, {"gpu-cs-7.img"}};
-    image.before.device_count = image.after.device_count = 2;
+    DevicesImage image{3, {}, {"gpu-cs-7.img"}, {}, {}};
+    image.before.device_count = 2;
     image.before.devices[0] = {*parse_uuid(kOne), 80ull << 30, 10ull << 30};
     image.before.devices[1] = {*parse_uuid(kTwo), 80ull << 30, 5ull << 30};
     image.after = image.before;
-    image.after.devices[0].free_bytes = 40ull << 30;
+    image.after->devices[0].free_bytes = 40ull << 30;
     return image;
 }
 
@@ -97,17 +97,32 @@ TEST(CudaDevices, TheImageSaysWhatWasTakenOff) {
         EXPECT_FALSE(parse_devices(bad)) << bad;
 }
 
+TEST(CudaDevices, WhatOthersHadIsNotInTheImage) {
+    DevicesImage known = image();
+    known.known = {{*parse_uuid(kOne), 8ull << 30, 0}, {*parse_uuid(kTwo), 1ull << 30, 0}, {*parse_uuid(kOne), 2ull << 30, 0}};
+    auto partly = parse_devices(to_json(known));
+    EXPECT_EQ(partly->devices[0].bytes, 30ull << 30) << "of one process it is not known";
+    EXPECT_EQ(partly->devices[1].bytes, 1ull << 30) << "as many were taken by others, nothing became free";
+    known.after.reset();
+    auto all = parse_devices(to_json(known));
+    EXPECT_EQ(all->devices[0].bytes, 10ull << 30);
+    EXPECT_EQ(all->devices[1].bytes, 1ull << 30);
+}
+
 TEST(CudaDevices, WhatIsMissingIsNamed) {
     const auto wanted = parse_devices(to_json(image()))->devices;
     Answer here;
-    auto missing = check_devices(wanted, here, {});
+    auto missing = check_devices(wanted, here, {}, false);
     ASSERT_FALSE(missing);
     EXPECT_THAT(missing.error().line(), HasSubstr(std::string(kOne) + ": is not here"));
-    here = image().after;
-    EXPECT_TRUE(check_devices(wanted, here, {})) << "the one that was not used may be full";
-    EXPECT_FALSE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}})) << "5 GiB are free there";
+    here = *image().after;
+    EXPECT_TRUE(check_devices(wanted, here, {}, true)) << "the one that was not used may be full";
+    auto full = check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}, true);
+    ASSERT_FALSE(full) << "5 GiB are free there";
+    EXPECT_THAT(full.error().text(), HasSubstr("check-memory: no"));
+    EXPECT_TRUE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}, false)) << "nobody asks for the room";
     here.devices[1].free_bytes = 30ull << 30;
-    EXPECT_TRUE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}));
+    EXPECT_TRUE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}, true));
 }
 
 TEST(CudaPreflight, InstancesAreNamedByDevice) {

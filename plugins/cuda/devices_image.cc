@@ -15,6 +15,17 @@ const Device* find(const Answer& devices, const Uuid& uuid) {
     return found == end ? nullptr : found;
 }
 
+uint64_t taken_off(const DevicesImage& image, const Device& before) {
+    uint64_t bytes = 0;
+    for (const Region& region : image.known)
+        if (region.uuid == before.uuid)
+            bytes += region.size;
+    const Device* after = image.after ? find(*image.after, before.uuid) : nullptr;
+    if (after != nullptr && after->free_bytes > before.free_bytes)
+        bytes = std::max(bytes, after->free_bytes - before.free_bytes);
+    return bytes;
+}
+
 }  // namespace
 
 std::string to_json(const DevicesImage& image) {
@@ -24,10 +35,7 @@ std::string to_json(const DevicesImage& image) {
     auto& devices = json["devices"] = nlohmann::ordered_json::array();
     for (uint32_t i = 0; i < image.before.device_count; ++i) {
         const Device& before = image.before.devices[i];
-        const Device* after = find(image.after, before.uuid);
-        const uint64_t bytes =
-            after != nullptr && after->free_bytes > before.free_bytes ? after->free_bytes - before.free_bytes : 0;
-        devices.push_back({{"uuid", to_string(before.uuid)}, {"bytes", bytes}});
+        devices.push_back({{"uuid", to_string(before.uuid)}, {"bytes", taken_off(image, before)}});
     }
     if (!image.storages.empty())
         json["storages"] = image.storages;
@@ -57,8 +65,8 @@ Result<WantedDevices> parse_devices(const std::string& text) {
     return wanted;
 }
 
-Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer& here,
-                           const std::vector<GpuPair>& map) {
+Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer& here, const std::vector<GpuPair>& map,
+                           bool checks_memory) {
     std::vector<Error> missing;
     for (const WantedDevice& device : wanted) {
         if (device.bytes == 0)
@@ -69,11 +77,12 @@ Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer
         if (found == nullptr)
             missing.push_back({ErrorKind::kUnsupported, to_string(uuid), "is not here",
                                "map it to a device of the same kind: plugins: {cuda: {device-map: GPU-OLD=GPU-NEW}}", 0, {}});
-        else if (found->free_bytes < device.bytes)
+        else if (checks_memory && found->free_bytes < device.bytes)
             missing.push_back({ErrorKind::kConflict, to_string(uuid),
                                fmt::format("has {} MiB free of the {} MiB that the image needs", found->free_bytes >> 20,
                                            device.bytes >> 20),
-                               "end what else uses the device", 0, {}});
+                               "end what else uses the device, or set plugins: {cuda: {check-memory: no}} where the image says "
+                               "too much: without the room, the restore fails", 0, {}});
     }
     if (missing.size() == 1)
         return tl::unexpected(std::move(missing.front()));

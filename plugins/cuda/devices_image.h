@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,12 +13,14 @@ namespace checkpointd::cuda {
 
 inline constexpr const char* kDevicesImage = "cuda-devices.json";
 
-// The devices at a checkpoint, before and after the driver took the processes off them.
+// The devices at a checkpoint.
 struct DevicesImage {
     size_t processes = 0;
-    Answer before;
-    Answer after;
+    Answer before;  // the driver took the processes off them
     std::vector<std::string> storages;  // files of device memory, see storage_image.h
+    std::vector<Region> known;          // what processes had, each on each device
+    // Where that is not known of all of them: by what is free now. Others, too, may have left the devices meanwhile.
+    std::optional<Answer> after;
 };
 
 // One device of an image, and what was taken off it.
@@ -37,8 +40,9 @@ std::string to_json(const DevicesImage& image);
 Result<WantedDevices> parse_devices(const std::string& text);
 
 // Whether each device that was used, or the one that the map puts in its place, is here and has the room: a restore
-// that runs out of device memory spoils the process for good. All that is missing comes back as one error.
-Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer& here,
-                           const std::vector<GpuPair>& map);
+// that runs out of device memory spoils the process for good. Of the room only if `checks_memory`. All that is missing
+// comes back as one error.
+Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer& here, const std::vector<GpuPair>& map,
+                           bool checks_memory);
 
 }  // namespace checkpointd::cuda

@@ -84,9 +84,10 @@ Answer refusal(const Error& error) {
 
 Answer usage_of(pid_t pid) {
     Answer answer;
-    const auto bytes = device_memory_of(pid);
-    answer.code = bytes ? kSuccess : kNotSupported;
-    answer.bytes = bytes.value_or(0);
+    const auto usage = device_memory_of(pid);
+    answer.code = usage && usage->size() <= kMaxDevices ? kSuccess : kNotSupported;
+    for (size_t i = 0; answer.code == kSuccess && i < usage->size(); ++i)
+        answer.devices[answer.device_count++] = (*usage)[i];
     return answer;
 }
 

@@ -19,7 +19,7 @@ enum class Operation : uint32_t {
     kHello,
     kMemory,
     kThread,
-    kUsage,  // bytes: of device memory that the process has; kNotSupported where nobody tells
+    kUsage,  // device memory that the process has, by device; kNotSupported where nobody tells
     kState,
     kLock,
     kCheckpoint,
@@ -68,7 +68,7 @@ struct Request {
 
 struct Device {
     Uuid uuid;
-    uint64_t total_bytes;  // kMap...: of its region
+    uint64_t total_bytes;  // kMap...: of its region; kUsage: what the process has
     uint64_t free_bytes;   // kMemory
 };
 
@@ -77,9 +77,9 @@ struct Answer {
     int32_t code = kSuccess;   // what the driver answered
     int32_t value = 0;         // kThread: its TID; kState: a ProcessState; kHello, kMemory: the driver's version
     int32_t errno_code = 0;
-    uint32_t device_count = 0;  // kHello, kMemory, kMap...
+    uint32_t device_count = 0;  // kHello, kMemory, kUsage, kMap...
     uint32_t offers_storage = 0;  // kHello, kMemory: kMap... can be asked for
-    uint64_t bytes = 0;         // kWait: copied so far; kUsage
+    uint64_t bytes = 0;         // kWait: copied so far
     Device devices[kMaxDevices] = {};
     char text[128] = {};  // the driver's name of the code
 };

@@ -5,6 +5,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "plugins/cuda/uuid.h"
+
 namespace checkpointd::cuda {
 namespace {
 
@@ -25,6 +27,7 @@ struct Nvml {
     int (*shutdown)() = nullptr;
     int (*count)(unsigned*) = nullptr;
     int (*device)(unsigned, void**) = nullptr;
+    int (*uuid)(void*, char*, unsigned) = nullptr;
     int (*processes)(void*, unsigned*, ProcessInfo*) = nullptr;
 
     bool load() {
@@ -35,6 +38,7 @@ struct Nvml {
         };
         return library != nullptr && find("nvmlInit_v2", init) && find("nvmlShutdown", shutdown) &&
                find("nvmlDeviceGetCount_v2", count) && find("nvmlDeviceGetHandleByIndex_v2", device) &&
+               find("nvmlDeviceGetUUID", uuid) &&
                find("nvmlDeviceGetComputeRunningProcesses_v3", processes);
     }
 };
@@ -55,40 +59,52 @@ std::optional<std::vector<ProcessInfo>> processes_of(const Nvml& nvml, void* dev
     }
 }
 
-std::optional<uint64_t> sum_of(const Nvml& nvml, pid_t pid) {
+std::optional<Uuid> uuid_of(const Nvml& nvml, void* device) {
+    char text[96] = "";  // NVML_DEVICE_UUID_V2_BUFFER_SIZE
+    if (nvml.uuid(device, text, sizeof(text)) != kGood)
+        return std::nullopt;
+    auto uuid = parse_uuid(text);
+    return uuid ? std::optional(*uuid) : std::nullopt;
+}
+
+// Adds what the process has on it; false where that is not known.
+bool add_usage(const Nvml& nvml, void* device, pid_t pid, std::vector<Device>& usage) {
+    const auto list = processes_of(nvml, device);
+    if (!list)
+        return false;
+    for (const ProcessInfo& process : *list) {
+        if (process.pid != static_cast<unsigned>(pid))
+            continue;
+        const auto uuid = uuid_of(nvml, device);
+        if (process.bytes == kUnknown || !uuid)
+            return false;
+        usage.push_back({*uuid, process.bytes, 0});
+    }
+    return true;
+}
+
+std::optional<std::vector<Device>> usage_of(const Nvml& nvml, pid_t pid) {
     unsigned count = 0;
-    uint64_t sum = 0;
-    bool is_listed = false;
+    std::vector<Device> usage;
     if (nvml.count(&count) != kGood)
         return std::nullopt;
     for (unsigned i = 0; i < count; ++i) {
         void* device = nullptr;
-        if (nvml.device(i, &device) != kGood)
+        if (nvml.device(i, &device) != kGood || !add_usage(nvml, device, pid, usage))
             return std::nullopt;
-        const auto list = processes_of(nvml, device);
-        if (!list)
-            return std::nullopt;
-        for (const ProcessInfo& process : *list) {
-            if (process.pid != static_cast<unsigned>(pid))
-                continue;
-            if (process.bytes == kUnknown)
-                return std::nullopt;
-            sum += process.bytes;
-            is_listed = true;
-        }
     }
-    return is_listed ? std::optional(sum) : std::nullopt;
+    return usage.empty() ? std::nullopt : std::optional(usage);
 }
 
 }  // namespace
 
-std::optional<uint64_t> device_memory_of(pid_t pid) {
+std::optional<std::vector<Device>> device_memory_of(pid_t pid) {
     Nvml nvml;
     if (!nvml.load() || nvml.init() != kGood)
         return std::nullopt;
-    const auto sum = sum_of(nvml, pid);
+    auto usage = usage_of(nvml, pid);
     (void)nvml.shutdown();
-    return sum;
+    return usage;
 }
 
 }  // namespace checkpointd::cuda

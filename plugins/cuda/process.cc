@@ -59,6 +59,13 @@ uint32_t milliseconds_until(Process::Deadline deadline) {
     return static_cast<uint32_t>(std::clamp<int64_t>(left, 0, std::numeric_limits<uint32_t>::max()));
 }
 
+std::vector<Region> regions_of(const Answer& answer) {
+    std::vector<Region> regions;
+    for (uint32_t i = 0; i < std::min(answer.device_count, kMaxDevices); ++i)
+        regions.push_back({answer.devices[i].uuid, answer.devices[i].total_bytes, 0});
+    return regions;
+}
+
 Request request_for(Operation operation, pid_t pid) {
     Request request;
     request.operation = operation;
@@ -84,9 +91,9 @@ Result<ProcessState> Process::state(Deadline deadline) const {
     return static_cast<ProcessState>(answer.value);
 }
 
-Result<std::optional<uint64_t>> Process::device_memory(Deadline deadline) const {
+Result<std::optional<std::vector<Region>>> Process::device_memory(Deadline deadline) const {
     CKPT_ASSIGN(const Answer answer, backend_->ask(request_for(Operation::kUsage, pid_), deadline));
-    return answer.code == kSuccess ? std::optional(answer.bytes) : std::nullopt;
+    return answer.code == kSuccess ? std::optional(regions_of(answer)) : std::nullopt;
 }
 
 // Where the driver says no and nothing seen from outside said it before.
@@ -117,9 +124,7 @@ Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t ti
     CKPT_ASSIGN(Answer answer, backend_->ask(request, deadline));
     CKPT_ASSIGN(const ProcessState now, state(Clock::now() + kAnswerTime));
     if (now == wanted) {
-        regions_.clear();
-        for (uint32_t i = 0; i < std::min(answer.device_count, kMaxDevices); ++i)
-            regions_.push_back({answer.devices[i].uuid, answer.devices[i].total_bytes, 0});
+        regions_ = regions_of(answer);
         return {};
     }
     return fail(kind_of(operation, answer.code), object_of(pid_),

@@ -37,8 +37,8 @@ class Process {
     pid_t pid() const { return pid_; }
     Result<ProcessState> state(Deadline deadline) const;
 
-    // Bytes that it has on devices; none where nobody tells.
-    Result<std::optional<uint64_t>> device_memory(Deadline deadline) const;
+    // What it has on each device; none where nobody tells.
+    Result<std::optional<std::vector<Region>>> device_memory(Deadline deadline) const;
 
     // Running to locked: what it submits from here on waits.
     Result<void> lock(std::chrono::milliseconds timeout);

@@ -66,6 +66,13 @@ void read_ahead(int fd, int cancel_fd) {
     }
 }
 
+uint64_t size_of(const std::vector<Region>& regions) {
+    uint64_t sum = 0;
+    for (const Region& region : regions)
+        sum += region.size;
+    return sum;
+}
+
 Backend::Deadline soon(Backend::Deadline deadline) { return std::min(deadline, Clock::now() + kAskTime); }
 
 }  // namespace
@@ -114,10 +121,15 @@ uint64_t Session::taken_bytes() const {
 
 // Of a process of which nobody tells what it has, it may be all that is taken.
 Result<void> Session::measure(Deadline deadline) {
-    for (const Process& process : processes_) {
-        CKPT_ASSIGN(const auto bytes, process.device_memory(soon(deadline)));
-        bytes_[process.pid()] = bytes.value_or(taken_bytes());
-    }
+    for (const Process& process : processes_)
+        CKPT_TRY(measure(process, deadline));
+    return {};
+}
+
+Result<void> Session::measure(const Process& process, Deadline deadline) {
+    CKPT_ASSIGN(auto had, process.device_memory(soon(deadline)));
+    bytes_[process.pid()] = had ? size_of(*had) : taken_bytes();
+    had_[process.pid()] = std::move(had);
     return {};
 }
 
@@ -219,9 +231,8 @@ Result<void> Session::start_copy(Process& process, std::vector<Region> regions) 
     const std::string header = storage_header(regions);
     CKPT_TRY(write_all(stored.file.get(), header.data(), header.size(), stored.name));
     CKPT_ASSIGN(const std::string path, read_link(AT_FDCWD, fmt::format("/proc/self/fd/{}", stored.file.get())));
-    bytes_[process.pid()] = 0;
-    for (const Region& region : regions)
-        bytes_[process.pid()] += region.size;
+    bytes_[process.pid()] = size_of(regions);
+    had_[process.pid()] = regions;
     CKPT_TRY(write_down(process, UndoRecord::kByStorage, path));
     CKPT_TRY(process.copy({stored.file.get(), regions}));
     stored.regions = std::move(regions);
@@ -241,13 +252,17 @@ Result<void> Session::map(Process& process, Deadline deadline) {
                                                              : process.state(soon(deadline));
     if (settings_.storage == StorageWanted::kCustom || !state || *state != ProcessState::kLocked)
         return tl::unexpected(std::move(regions).error());
+    CKPT_TRY(measure(process, deadline));
     CKPT_ASSIGN(auto no_room, check_host_memory());
     CKPT_TRY(all_blockers("CUDA", "has no room in memory", std::move(no_room)));
     return process.checkpoint(host_, deadline);
 }
 
 Result<void> Session::take_off(Process& process, Deadline deadline) {
-    return stores_ ? map(process, deadline) : process.checkpoint(host_, deadline);
+    if (stores_)
+        return map(process, deadline);
+    CKPT_TRY(measure(process, deadline));  // from here on that stays
+    return process.checkpoint(host_, deadline);
 }
 
 // One after the other they are mapped, while those that are copy. Children are completed before their parents. Only what
@@ -291,12 +306,17 @@ Result<void> Session::transfer(const ckptd_call& call) {
     return {};
 }
 
-// What the processes gave back is what they will need.
+// What the processes had is what they will need.
 Result<void> Session::complete(Deadline deadline) {
     if (purpose_ == CKPTD_RESTORE)
         return {};
-    CKPT_ASSIGN(const Answer after, devices(true, deadline));
-    DevicesImage image{processes_.size(), before_, after, {}};
+    DevicesImage image{processes_.size(), before_, {}, {}, {}};
+    for (const auto& [pid, had] : had_)
+        if (had)
+            image.known.insert(image.known.end(), had->begin(), had->end());
+    if (std::any_of(had_.begin(), had_.end(), [](const auto& one) { return !one.second; })) {
+        CKPT_ASSIGN(image.after, devices(true, deadline));
+    }
     for (const auto& [pid, stored] : stored_)
         image.storages.push_back(stored.name);
     ScopedFd file(host_.open_image(host_.context, kDevicesImage));
@@ -335,7 +355,7 @@ Result<void> Session::check_image(Deadline deadline) {
     CKPT_TRY(check_storages(wanted, here));
     if (settings_.by_command)
         return {};  // the command does not tell which devices there are
-    return check_devices(wanted.devices, here, settings_.device_map);
+    return check_devices(wanted.devices, here, settings_.device_map, settings_.checks_memory);
 }
 
 // The driver's time has passed: what the policy wants then.

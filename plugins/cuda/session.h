@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,7 @@ class Session {
     Result<void> check_here(const std::vector<pid_t>& pids, Deadline deadline);
     uint64_t taken_bytes() const;
     Result<void> measure(Deadline deadline);
+    Result<void> measure(const Process& process, Deadline deadline);
     Result<std::vector<Error>> check_host_memory() const;
     Result<std::vector<Error>> check_processes(Deadline deadline);
     std::vector<Error> leftovers(const std::vector<pid_t>& pids) const;
@@ -72,6 +74,7 @@ class Session {
     std::vector<Process> processes_;
     std::map<pid_t, std::vector<uint64_t>> undo_;
     std::map<pid_t, uint64_t> bytes_;  // that they have on devices
+    std::map<pid_t, std::optional<std::vector<Region>>> had_;  // by device, where it is known
     bool stores_ = false;  // device memory goes to files of the image, by us
     std::map<pid_t, Stored> stored_;
     std::vector<ScopedFd> to_read_;  // files of device memory, before the processes are there

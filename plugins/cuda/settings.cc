@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/cuda/settings.h"
 
-#include <charconv>
 #include <sstream>
 
 namespace checkpointd::cuda {
@@ -11,8 +10,6 @@ const char* const kSettingNames[] = {"backend",    "command",      "lock-timeout
                                      nullptr};
 
 namespace {
-
-constexpr size_t kUuidText = 40;  // with "GPU-"
 
 Result<OnTimeout> parse_on_timeout(const std::string& value) {
     if (value == "resume")
@@ -63,32 +60,6 @@ Result<Settings> Settings::read(const SettingReader::Get& get) {
     reader.take("device-map", settings.device_map, parse_device_map);
     CKPT_TRY(reader.finish());
     return settings;
-}
-
-std::string to_string(const Uuid& uuid) {
-    std::string text = "GPU-";
-    for (size_t i = 0; i < sizeof(uuid.bytes); ++i) {
-        if (i == 4 || i == 6 || i == 8 || i == 10)
-            text += '-';
-        text += fmt::format("{:02x}", uuid.bytes[i]);
-    }
-    return text;
-}
-
-Result<Uuid> parse_uuid(const std::string& text) {
-    Uuid uuid{};
-    std::string digits;
-    for (char c : text.starts_with("GPU-") ? text.substr(4) : text)
-        if (c != '-')
-            digits += c;
-    bool good = text.size() == kUuidText && digits.size() == 2 * sizeof(uuid.bytes);
-    for (size_t i = 0; good && i < sizeof(uuid.bytes); ++i) {
-        const char* at = digits.data() + 2 * i;
-        good = std::from_chars(at, at + 2, uuid.bytes[i], 16).ptr == at + 2;
-    }
-    if (!good)
-        return fail(ErrorKind::kBadInput, fmt::format("'{}'", text), "is no UUID of a device");
-    return uuid;
 }
 
 }  // namespace checkpointd::cuda

@@ -8,6 +8,7 @@
 
 #include "core/base/error.h"
 #include "plugins/cuda/cuda_abi.h"
+#include "plugins/cuda/uuid.h"
 #include "plugins/host/setting_reader.h"
 
 namespace checkpointd::cuda {
@@ -34,10 +35,6 @@ struct Settings {
     // `get` answers a setting's text, or null. All that is wrong comes back as one error.
     static Result<Settings> read(const SettingReader::Get& get);
 };
-
-// "GPU-12345678-1234-1234-1234-123456789abc", as nvidia-smi -L writes it, and back.
-std::string to_string(const Uuid& uuid);
-Result<Uuid> parse_uuid(const std::string& text);
 
 extern const char* const kSettingNames[];
 

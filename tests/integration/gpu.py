@@ -1,6 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Units that compute on a GPU go to disk and come back, and are never left locked. The driver is an emulation."""
+import json
+
 import harness
 from gpu_units import (EMULATED, FIRST, HOME, MEMORY, OTHER, STATUS, Program, have_devices, have_driver, have_faults, policy,
                        program, uuid)
@@ -265,6 +267,36 @@ def device_memory_goes_to_files(t):
     unit.crctl("checkpoint", "--mode", "snapshot")
     check_equal(storage_files(unit), {}, "files of device memory where the policy wants none")
     policy(unit.host, enabled="yes")
+
+
+@case
+def what_others_have_is_not_in_the_image(t):
+    """Somebody leaves the device while the program is taken off it: the image says what the program had. Whether there is
+    room for that is not asked where the policy says so."""
+    unit = program(t)
+    somebody = f"{MEMORY}/999999-{FIRST}"
+    for version, call in ((BEFORE_STORAGE, "checkpoint"), (STORAGE, "copy")):
+        have_driver(unit.host, version)
+        forget_images(unit)
+        since = unit.look()
+        had = sum(map(int, unit.host.sh(f"stat -c %s {MEMORY}/*-{FIRST}").out.split()))
+        unit.host.sh(f"truncate -s 500M {somebody}")
+        have_faults(unit.host, f"{call} hang")
+        unit.host.sh(f"systemd-run -q -u verb -- crctl checkpoint {unit.unit}")
+        wait_for(lambda: unit.host.exists(f"{MEMORY}/.in-{call}"), f"the driver is in {call}", 30)
+        unit.host.sh(f"rm {somebody}")
+        have_faults(unit.host)
+        wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] == "inactive", "the checkpoint is done", 60)
+        unit.check_down(call)
+        image = json.loads(unit.host.sh(f"cat $(find /var/lib/checkpointd/{unit.unit} -name cuda-devices.json)").out)
+        check_equal(image["devices"], [{"uuid": uuid(FIRST), "bytes": had}], f"{call}: what was taken off the device")
+        unit.host.write(f"{MEMORY}/.devices", f"{FIRST} 10\n")
+        check_in("or set plugins: {cuda: {check-memory: no}}", unit.refuse("restore"), "the remedy")
+        policy(unit.host, check_memory="no")
+        unit.crctl("restore")
+        unit.check_counts(f"{call}: without the check", since)
+        policy(unit.host, enabled="yes")
+        unit.host.sh(f"rm {MEMORY}/.devices")
 
 
 @case
