@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/amdgpu/transfer.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -185,10 +184,9 @@ class TransferPipeline::Lane {
     Result<void> start_piece(const std::shared_ptr<Job>& job) {
         Piece piece{job, free_.back(), job->started,
                     std::min(piece_bytes(pipeline_.options_), job->transfer.size - job->started)};
-        if (pipeline_.direction_ == Direction::kToDevice) {
-            read_ahead(piece);
+        // The kernel reads ahead by itself, and better than where it is told to (bench/README.md).
+        if (pipeline_.direction_ == Direction::kToDevice)
             CKPT_TRY(move_piece(read_at, piece));
-        }
         CKPT_ASSIGN(piece.fence, engine_->start({pipeline_.direction_, job->buffer, piece.offset,
                                                  piece.memory, piece.size}));
         free_.pop_back();
@@ -223,15 +221,6 @@ class TransferPipeline::Lane {
         if (piece.job->transfer.on_done)
             piece.job->transfer.on_done();
         return {};
-    }
-
-    // The kernel's own read-ahead is 128 KiB: a disk would stand still while a piece is handed
-    // over.
-    static void read_ahead(const Piece& piece) {
-        const BufferTransfer& transfer = piece.job->transfer;
-        const uint64_t end = transfer.file_offset + piece.offset + piece.size;
-        (void)posix_fadvise(transfer.file->get(), static_cast<off_t>(end),
-                            static_cast<off_t>(2 * piece.size), POSIX_FADV_WILLNEED);
     }
 
     static Result<void> move_piece(Move move, const Piece& piece) {
