@@ -21,7 +21,8 @@
  *             process by process, all of its mappings first. What a plugin takes is no concern of the engine's any
  *             more; what none takes is carried by the engine, or said to be in the way. A failure with
  *             CKPTD_UNSUPPORTED is answered together with all else that cannot be carried
- *   transfer  in a thread of its own beside the dump of memory: bulk data, to files of the image
+ *   transfer  in a thread of its own beside the dump of memory: bulk data, to files of the image. The tasks stand until
+ *             it has returned, also after a failure elsewhere: then cancel_fd is readable, and it returns at once
  *   complete  the data are there
  *   resume    unless the tasks end: they stand still yet, and are about to go on as if nothing had happened. Also
  *             after a failure, from whatever state there is; if quiesce() failed or the tasks could not be
@@ -92,7 +93,8 @@ struct ckptd_call {
     uint32_t size;
     uint32_t reserved;
     uint64_t deadline_usec; /* CLOCK_MONOTONIC; UINT64_MAX: none. A call that returns later has failed */
-    int cancel_fd;          /* readable when nobody wants the result any more; -1: that cannot happen */
+    int cancel_fd;          /* readable when nobody wants the result any more: the job was cancelled, or has failed. To be polled,
+                               not read. -1: that cannot happen; resume() of a checkpoint comes after such an end as well */
     int reserved2;
     void *context;
     /*

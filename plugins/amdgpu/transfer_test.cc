@@ -233,6 +233,26 @@ TEST_F(Transfer, CancelAndDeadlineEndIt) {
     EXPECT_EQ(result.error().kind, ErrorKind::kTimeout);
 }
 
+// As a job that is cancelled, or fails elsewhere, makes it: amid the copies.
+TEST_F(Transfer, AllLanesStopAmidTheirCopies) {
+    for (FakeGpu& gpu : gpus_)
+        gpu.bytes_per_second = 1e6;
+    const ScopedFd cancel(eventfd(0, EFD_CLOEXEC));
+    options_.cancel_fd = cancel.get();
+    options_.staging_bytes = 1;
+    std::atomic<uint64_t> most = 0;
+    options_.progress = [&](uint64_t done, uint64_t) {
+        most = std::max(most.load(), done);
+        eventfd_write(cancel.get(), 1);
+    };
+    auto result = restore();
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().kind, ErrorKind::kCancelled);
+    EXPECT_GT(most, 0u);
+    EXPECT_LT(most, contents_.size() / 2);
+    expect_nothing_left();
+}
+
 TEST_F(Transfer, LeavingWithoutFinishIsCancelling) {
     for (FakeGpu& gpu : gpus_)
         gpu.bytes_per_second = 1e6;

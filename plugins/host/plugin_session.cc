@@ -25,8 +25,9 @@ int with_errno(int code) {
     return -1;
 }
 
-Plugins::Session::Session(PluginLibrary library, const PluginOptions& options, ckptd_purpose purpose)
-    : library_(library), options_(options), purpose_(purpose) {
+Plugins::Session::Session(PluginLibrary library, const PluginOptions& options,
+                          const Cancellation& cancellation, ckptd_purpose purpose)
+    : library_(library), options_(options), cancellation_(cancellation), purpose_(purpose) {
     host_.size = sizeof(host_);
     host_.abi = CKPTD_PLUGIN_ABI;
     host_.context = this;
@@ -134,7 +135,8 @@ std::chrono::microseconds Plugins::Session::undo_time() const {
 }
 
 ssize_t Plugins::Session::receive(void* data, size_t size, int* fds, size_t* count, uint64_t deadline) const {
-    return channel_ ? channel_->receive(data, size, fds, count, deadline, options_.cancel_fd) : with_errno(ENOTCONN);
+    return channel_ ? channel_->receive(data, size, fds, count, deadline, cancellation_.fd())
+                    : with_errno(ENOTCONN);
 }
 
 Result<bool> Plugins::Session::open(Deadline deadline) {
@@ -153,12 +155,33 @@ Result<bool> Plugins::Session::open(Deadline deadline) {
     return found == 0;
 }
 
-Result<int> Plugins::Session::call(const char* step, Deadline deadline, const Method& method) {
-    PluginCall call(deadline, options_.cancel_fd, options_.progress);
+Result<int> Plugins::Session::call(const char* step, Deadline deadline, int cancel_fd,
+                                   const Method& method) {
+    PluginCall call(deadline, cancel_fd, options_.progress);
     const int answer = method(table(), self_, &call.raw);
-    if (answer < 0 || !call.errors.empty())
-        return tl::unexpected(call.failure(name(), step));
-    return answer;
+    if (answer >= 0 && call.errors.empty())
+        return answer;
+    Error error = call.failure(name(), step);
+    if (cancel_fd >= 0 && cancellation_.was_cancelled())
+        error.kind = ErrorKind::kCancelled;  // of that plugins say what they like
+    return tl::unexpected(std::move(error));
+}
+
+// The tasks of a checkpoint get their devices back because it was cancelled, or failed: that ends
+// nothing here.
+Result<void> Plugins::Session::resume(const std::vector<pid_t>& pids, ThreadControl* tracer,
+                                      Deadline deadline) {
+    if (!std::exchange(is_quiesced, false) || table().resume == nullptr)
+        return {};
+    control = tracer;
+    const int cancel_fd = purpose_ == CKPTD_CHECKPOINT ? -1 : cancellation_.fd();
+    auto resumed = call("resume", deadline, cancel_fd,
+                        [&](const ckptd_plugin& plugin, void* self, ckptd_call* raw) {
+                            return plugin.resume(self, pids.data(), pids.size(), raw);
+                        });
+    control = nullptr;
+    CKPT_TRY(resumed);
+    return {};
 }
 
 void Plugins::Session::start_transfer(Deadline deadline) {

@@ -23,8 +23,9 @@ class Plugins::Session {
   public:
     using Deadline = Plugins::Deadline;
 
-    // `options` is borrowed.
-    Session(PluginLibrary library, const PluginOptions& options, ckptd_purpose purpose);
+    // `options` and `cancellation` are borrowed.
+    Session(PluginLibrary library, const PluginOptions& options, const Cancellation& cancellation,
+            ckptd_purpose purpose);
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
     ~Session();
@@ -37,8 +38,12 @@ class Plugins::Session {
 
     // False where there is nothing for it here.
     Result<bool> open(Deadline deadline);
-    Result<int> call(const char* step, Deadline deadline, const Method& method);
+    Result<int> call(const char* step, Deadline deadline, const Method& method) {
+        return call(step, deadline, cancellation_.fd(), method);
+    }
+    Result<void> resume(const std::vector<pid_t>& pids, ThreadControl* tracer, Deadline deadline);
     void start_transfer(Deadline deadline);
+    bool is_transferring() const { return transfer_.has_value(); }
     Result<void> join_transfer();
     // Of all records that it has in the journal.
     std::chrono::microseconds undo_time() const;
@@ -56,6 +61,7 @@ class Plugins::Session {
         std::jthread thread;
     };
 
+    Result<int> call(const char* step, Deadline deadline, int cancel_fd, const Method& method);
     static Session& of(void* self) { return *static_cast<Session*>(self); }
     const PluginPolicy* policy() const;
     const char* setting(const char* key) const;
@@ -69,6 +75,7 @@ class Plugins::Session {
 
     PluginLibrary library_;
     const PluginOptions& options_;
+    const Cancellation& cancellation_;
     ckptd_purpose purpose_;
     ckptd_host host_{};
     void* self_ = nullptr;

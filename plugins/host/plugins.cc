@@ -33,12 +33,21 @@ int errno_of(const Result<void>& result) {
     return error.kind == ErrorKind::kTimeout ? ETIMEDOUT : error.kind == ErrorKind::kGone ? ESRCH : EIO;
 }
 
-Plugins::Plugins(PluginOptions options) : options_(std::move(options)) {}
-Plugins::~Plugins() = default;
+Plugins::Plugins(PluginOptions options, Cancellation cancellation)
+    : options_(std::move(options)), cancellation_(std::move(cancellation)) {}
+
+Plugins::~Plugins() {
+    cancel_messages();
+}
+
+Result<std::unique_ptr<Plugins>> Plugins::begin(PluginOptions options) {
+    CKPT_ASSIGN(Cancellation cancellation, Cancellation::watch(options.cancel_fd));
+    return std::unique_ptr<Plugins>(new Plugins(std::move(options), std::move(cancellation)));
+}
 
 Result<void> Plugins::open(const std::string& name, ckptd_purpose purpose, bool is_needed) {
     CKPT_ASSIGN(PluginLibrary library, PluginLibrary::load(options_.directory, name));
-    auto session = std::make_unique<Session>(library, options_, purpose);
+    auto session = std::make_unique<Session>(library, options_, cancellation_, purpose);
     CKPT_ASSIGN(const bool has_device, session->open(Deadline::max()));
     if (has_device)
         sessions_.push_back(std::move(session));
@@ -55,7 +64,7 @@ static bool is_enabled(const PluginOptions& options, const std::string& name) {
 }
 
 Result<std::unique_ptr<Plugins>> Plugins::for_checkpoint(PluginOptions options) {
-    std::unique_ptr<Plugins> plugins(new Plugins(std::move(options)));
+    CKPT_ASSIGN(auto plugins, begin(std::move(options)));
     for (const std::string& name : installed_plugins(plugins->options_.directory))
         if (is_enabled(plugins->options_, name))
             CKPT_TRY(plugins->open(name, CKPTD_CHECKPOINT, false));
@@ -64,7 +73,7 @@ Result<std::unique_ptr<Plugins>> Plugins::for_checkpoint(PluginOptions options) 
 
 Result<std::unique_ptr<Plugins>> Plugins::for_restore(PluginOptions options,
                                                       const std::optional<std::vector<std::string>>& listed) {
-    std::unique_ptr<Plugins> plugins(new Plugins(std::move(options)));
+    CKPT_ASSIGN(auto plugins, begin(std::move(options)));
     const auto& own = plugins->options_;
     std::vector<Error> missing;
     for (std::string name : listed ? *listed : installed_plugins(own.directory)) {
@@ -150,8 +159,10 @@ Result<void> Plugins::complete(Deadline deadline) {
     Result<void> joined;
     for (const auto& session : sessions_) {
         auto own = session->join_transfer();
-        if (joined && !own)
-            joined = std::move(own);
+        if (!joined || own)
+            continue;
+        cancellation_.stop();
+        joined = std::move(own);
     }
     CKPT_TRY(joined);
     return each("complete", deadline, [](const ckptd_plugin& plugin, void* self, ckptd_call* raw) {
@@ -161,21 +172,23 @@ Result<void> Plugins::complete(Deadline deadline) {
 
 Result<void> Plugins::resume(const std::vector<pid_t>& pids, ThreadControl* control, Deadline deadline) {
     std::vector<Error> failures;
+    stop_transfers();
     for (auto session = sessions_.rbegin(); session != sessions_.rend(); ++session) {
-        (void)(*session)->join_transfer();
-        if (!std::exchange((*session)->is_quiesced, false) || (*session)->table().resume == nullptr)
-            continue;
-        (*session)->control = control;
-        auto resumed = (*session)->call("resume", deadline, [&](const ckptd_plugin& plugin, void* self, ckptd_call* raw) {
-            return plugin.resume(self, pids.data(), pids.size(), raw);
-        });
-        (*session)->control = nullptr;
+        auto resumed = (*session)->resume(pids, control, deadline);
         if (!resumed)
             failures.push_back(std::move(resumed).error());
     }
     if (failures.size() == 1)
         return tl::unexpected(std::move(failures.front()));
     return all_blockers("plugins", "devices could not be resumed", std::move(failures));
+}
+
+// What is through already, as all is after complete(), is not disturbed.
+void Plugins::stop_transfers() {
+    if (any_session([](const Session& session) { return session.is_transferring(); }))
+        cancellation_.stop();
+    for (const auto& session : sessions_)
+        (void)session->join_transfer();
 }
 
 std::chrono::microseconds Plugins::undo_time() const {
@@ -287,6 +300,7 @@ void Plugins::tasks_are_past() const {
 }
 
 void Plugins::cancel_messages() const {
+    cancellation_.stop();
     for (const auto& session : sessions_)
         if (session->channel() != nullptr)
             session->channel()->cancel();

@@ -15,6 +15,7 @@
 
 #include "core/base/error.h"
 #include "core/transaction/journal.h"
+#include "plugins/host/cancellation.h"
 #include "plugins/host/plugin_policy.h"
 #include "plugins/plugin.h"
 
@@ -27,7 +28,7 @@ struct PluginOptions {
     std::map<std::string, PluginPolicy> policy;  // by name; plugins that are not named are enabled
     int image_dir_fd = -1;                       // borrowed
     Journal* journal = nullptr;                  // borrowed; without one nothing survives our death
-    int cancel_fd = -1;                          // borrowed
+    int cancel_fd = -1;  // borrowed; readable from when the job was cancelled on
     std::function<void(uint64_t done, uint64_t total)> progress;
 };
 
@@ -57,7 +58,8 @@ class Plugins {
                                                         const std::optional<std::vector<std::string>>& listed);
     Plugins(const Plugins&) = delete;
     Plugins& operator=(const Plugins&) = delete;
-    // Joins what still transfers, closes all. Does not resume(): that is for whoever holds the tasks.
+    // Stops what still transfers and joins it, closes all. Does not resume(): that is for whoever
+    // holds the tasks.
     ~Plugins();
 
     bool empty() const;
@@ -67,11 +69,13 @@ class Plugins {
     Result<void> probe(const std::vector<pid_t>& pids, Deadline deadline);
     Result<void> quiesce(const std::vector<pid_t>& pids, Deadline deadline);
     Result<void> prepare(const std::vector<pid_t>& pids, ThreadControl* control, Deadline deadline);
-    // In a thread of its own per plugin. complete() waits for all of them.
+    // In a thread of its own per plugin. complete() waits for all of them, to their end or to the
+    // first failure.
     void start_transfer(Deadline deadline);
     Result<void> complete(Deadline deadline);
-    // Of a checkpoint: of all that were quiesced, the last one first, whatever has become of them; nothing if that
-    // was done already. All of them are called, the error has the failures of all.
+    // Of a checkpoint: of all that were quiesced, the last one first, whatever has become of them;
+    // nothing if that was done already. All of them are called, the error has the failures of all.
+    // What still transfers is stopped first: without complete() nobody will have it.
     Result<void> resume(const std::vector<pid_t>& pids, ThreadControl* control, Deadline deadline);
     // How long undoing may take of what plugins have in the journal by now: as long may resume() take.
     std::chrono::microseconds undo_time() const;
@@ -101,12 +105,14 @@ class Plugins {
     void use_channel(size_t index, int fd) const;
     // No task can send any more.
     void tasks_are_past() const;
-    // The restore failed: nobody is to wait for a message.
+    // The restore failed: nobody is to wait for a message, nor to transfer any more.
     void cancel_messages() const;
 
   private:
     class Session;
-    explicit Plugins(PluginOptions options);
+    static Result<std::unique_ptr<Plugins>> begin(PluginOptions options);
+    Plugins(PluginOptions options, Cancellation cancellation);
+    void stop_transfers();
     Result<void> open(const std::string& name, ckptd_purpose purpose, bool is_needed);
     using Method = std::function<int(const ckptd_plugin&, void* self, ckptd_call*)>;
     Result<void> each(const char* step, Deadline deadline, const Method& method);
@@ -115,6 +121,7 @@ class Plugins {
     bool any_session(const std::function<bool(const Session&)>& does) const;
 
     PluginOptions options_;
+    Cancellation cancellation_;
     std::vector<std::unique_ptr<Session>> sessions_;
 };
 

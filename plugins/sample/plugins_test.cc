@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // The sample plugin through the engine: a program that uses its device goes down and comes back.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <algorithm>
 #include <csignal>
 #include <fstream>
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 #include <iterator>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "core/restore/image_plugins.h"
 #include "core/restore/own_pids_test_util.h"
@@ -145,6 +146,111 @@ TEST_F(SamplePlugin, IsLeftOutWhereNobodyUsesIt) {
     auto listed = plugins_of_image(image_.get());
     ASSERT_TRUE(listed);
     EXPECT_THAT(listed->value(), ElementsAre());
+}
+
+// A transfer that has begun and is far from its end.
+class Transferring : public SampleTest {
+  protected:
+    // Does something once the job has come to a step and the plugin transfers.
+    class Then : public Steps {
+      public:
+        Then(std::string step, std::string folder, std::function<Result<void>()> act)
+            : step_(std::move(step)), log_(folder + "/log"), act_(std::move(act)) {}
+        Result<void> enter(std::string_view step) override {
+            if (step != step_)
+                return {};
+            wait_for([&] { return content_of(log_).find("transfer waits") != std::string::npos; });
+            return act_();
+        }
+
+      private:
+        std::string step_, log_;
+        std::function<Result<void>()> act_;
+    };
+
+    PluginOptions waiting() {
+        PluginOptions waiting = options();
+        waiting.policy["sample"].settings["transfer"] = "waits";
+        return waiting;
+    }
+    Then go_at(const std::string& step) {
+        return Then(step, folder_, [this] {
+            std::ofstream(folder_ + "/go") << "x";
+            return Result<void>();
+        });
+    }
+    Then fail_at(const std::string& step) {
+        return Then(step, folder_,
+                    [] { return Result<void>(fail(ErrorKind::kSystem, "job", "injected fault")); });
+    }
+};
+
+TEST_F(Transferring, EndsAtOnceWhereTheJobFails) {
+    auto plugins = Plugins::for_checkpoint(waiting());
+    ASSERT_TRUE(plugins);
+    auto steps = fail_at("checkpoint.memory");
+    auto held = dump(plugins->get(), steps);
+    ASSERT_FALSE(held);
+    EXPECT_THAT(held.error().line(), HasSubstr("injected fault"));
+    EXPECT_THAT(log(), ElementsAre("open", "probe", "quiesce", "prepare", "transfer waits",
+                                   "transfer is stopped", "resume"));
+    expect_running_and_unparked();
+}
+
+// The tasks get their devices back all the same: resume() of the plugin refuses where it is told to
+// stop.
+TEST_F(Transferring, EndsAtOnceWhereTheJobIsCancelled) {
+    const ScopedFd cancel(eventfd(0, EFD_CLOEXEC));
+    auto cancelled = waiting();
+    cancelled.cancel_fd = cancel.get();
+    auto plugins = Plugins::for_checkpoint(cancelled);
+    ASSERT_TRUE(plugins);
+    Then steps("checkpoint.memory", folder_, [&] {
+        eventfd_write(cancel.get(), 1);
+        return Result<void>();
+    });
+    auto held = dump(plugins->get(), steps);
+    ASSERT_FALSE(held);
+    EXPECT_THAT(held.error().line(), HasSubstr("nobody wants it"));
+    EXPECT_EQ(held.error().kind, ErrorKind::kCancelled);
+    EXPECT_THAT(log(), ElementsAre("open", "probe", "quiesce", "prepare", "transfer waits",
+                                   "transfer is stopped", "resume"));
+    expect_running_and_unparked();
+}
+
+TEST_F(Transferring, IsNotDisturbedWhereNothingFails) {
+    auto plugins = Plugins::for_checkpoint(waiting());
+    ASSERT_TRUE(plugins);
+    auto steps = go_at("checkpoint.memory");
+    auto held = dump(plugins->get(), steps);
+    ASSERT_TRUE(held) << held.error().text();
+    ASSERT_TRUE(held->resume());
+    EXPECT_THAT(log(), ElementsAre("open", "probe", "quiesce", "prepare", "transfer waits",
+                                   "transfer", "complete", "resume"));
+    expect_running_and_unparked();
+}
+
+TEST_F(Transferring, EndsAtOnceWhereARestoreFails) {
+    dump_and_kill();
+    (void)log();
+    for (const std::string step : {"restore.registers", "restore.resume-devices"}) {
+        auto plugins = plugins_for_image(waiting(), Plugins::Deadline::max());
+        ASSERT_TRUE(plugins) << plugins.error().text();
+        auto steps = fail_at(step);
+        ASSERT_FALSE(build(plugins->get(), steps));
+        plugins->reset();
+        EXPECT_THAT(log(), ElementsAre("open", "probe", "prepare", "transfer waits",
+                                       "transfer is stopped", "close"));
+        EXPECT_EQ(kill(pid_, 0), -1);
+    }
+    auto plugins = plugins_for_image(waiting(), Plugins::Deadline::max());
+    ASSERT_TRUE(plugins) << plugins.error().text();
+    auto steps = go_at("restore.registers");
+    auto built = build(plugins->get(), steps);
+    ASSERT_TRUE(built) << built.error().text();
+    ASSERT_TRUE(built->commit());
+    EXPECT_EQ(log().back(), "resume");
+    expect_running_and_unparked();
 }
 
 // A job that dies with the device in its hands, and what becomes of that.

@@ -10,12 +10,14 @@
  * mappings of files FOLDER/NAME.memory. These come back as mappings of NAME.memory.new, a page further on in the file,
  * which transfer() fills while the processes rebuild the rest of their memory.
  *
- * With the setting "undo-time" undo() takes so many milliseconds.
+ * With the setting "undo-time" undo() takes so many milliseconds. With "waits" for "transfer" that moves nothing before
+ * FOLDER/go is there, and fails after 20 seconds.
  */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +54,7 @@ struct sample {
     size_t count;
     uint64_t undo;
     unsigned undo_ms;
+    int waits; /* setting "transfer" */
     struct owned_file files[MOST];
     size_t file_count;
     int has_waited;
@@ -176,6 +179,8 @@ static int sample_open(const struct ckptd_host *host, enum ckptd_purpose purpose
     self->failing = host->setting(host->context, "fail");
     const char *undo_ms = host->setting(host->context, "undo-time");
     self->undo_ms = undo_ms == NULL ? 0 : (unsigned)strtoul(undo_ms, NULL, 10);
+    const char *transfer = host->setting(host->context, "transfer");
+    self->waits = transfer != NULL && strcmp(transfer, "waits") == 0;
     snprintf(self->folder, sizeof(self->folder), "%s", folder);
     *out = self;
     return note(self, "open", call);
@@ -426,8 +431,31 @@ static int load_memory(const struct sample *self, const struct ckptd_call *call)
     }
 }
 
+static int is_stopped(const struct ckptd_call *call) {
+    struct pollfd entry = {.fd = call->cancel_fd, .events = POLLIN};
+    return call->cancel_fd >= 0 && poll(&entry, 1, 0) > 0;
+}
+
+/* 0: it may begin. */
+static int wait_to_go(const struct sample *self, const struct ckptd_call *call) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%s/go", self->folder);
+    note(self, "transfer waits", NULL);
+    for (uint64_t end = now_usec() + 20000000; access(path, F_OK) != 0; usleep(1000)) {
+        if (is_stopped(call)) {
+            note(self, "transfer is stopped", NULL);
+            return fail(call, ECANCELED, "sample device", "nobody wants it");
+        }
+        if (now_usec() >= end)
+            return fail(call, ETIME, "sample device", "was to wait, and waited in vain");
+    }
+    return 0;
+}
+
 static int sample_transfer(void *raw, struct ckptd_call *call) {
     struct sample *self = raw;
+    if (self->waits && wait_to_go(self, call) != 0)
+        return -1;
     int fd = self->host->open_image(self->host->context, "sample-device.txt");
     FILE *image = fd < 0 ? NULL : fdopen(fd, self->purpose == CKPTD_CHECKPOINT ? "w" : "r");
     if (image == NULL)
@@ -450,6 +478,8 @@ static int sample_complete(void *raw, struct ckptd_call *call) {
 
 static int sample_resume(void *raw, const pid_t *pids, size_t count, struct ckptd_call *call) {
     struct sample *self = raw;
+    if (is_stopped(call))
+        return fail(call, ECANCELED, "sample device", "is not to be resumed");
     for (size_t i = 0; i < self->count; ++i)
         if (set_park(self, self->pids[i], 0) != 0 ||
             let_it_see(self, self->pids[i], number_here(self->pids[i], pids, count), call) != 0)
@@ -491,7 +521,7 @@ static uint64_t sample_undo_usec(const char *record) {
     return sscanf(record, "%*d %u", &undo_ms) == 1 ? 1000ull * undo_ms + 60000000 : 0;
 }
 
-static const char *const settings[] = {"folder", "fail", "undo-time", NULL};
+static const char *const settings[] = {"folder", "fail", "undo-time", "transfer", NULL};
 
 #ifdef SAMPLE_OLDER
 #define SIZE offsetof(struct ckptd_plugin, undo_usec)

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "service/worker/job_steps.h"
 
-#include <algorithm>
-#include <array>
+#include <poll.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
+#include <algorithm>
+#include <array>
 #include <utility>
 
 #include <fmt/core.h>
@@ -156,8 +157,10 @@ void JobSteps::begin_step(std::string_view step) {
 }
 
 Result<void> JobSteps::check_cancelled(std::string_view step) {
-    signalfd_siginfo info{};
-    if (committed_ || !cancel_ || read(cancel_.get(), &info, sizeof(info)) != sizeof(info)) return {};
+    // Not read: plugins poll it as well, and whoever comes next must see it, too.
+    pollfd entry{cancel_.get(), POLLIN, 0};
+    if (committed_ || !cancel_ || poll(&entry, 1, 0) <= 0)
+        return {};
     return fail(ErrorKind::kCancelled, request_.unit,
                 fmt::format("the job was cancelled before step {}", step));
 }

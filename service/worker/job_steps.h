@@ -38,7 +38,7 @@ class JobSteps : public Steps {
     void no_way_back();
     // The job has failed, and undoing it may take so long: until then no deadline of its own ends this process.
     void begin_undo(Microseconds time);
-    // Readable once the job was cancelled; -1 before arm().
+    // Readable from when the job was cancelled on, nobody reads from it; -1 before arm().
     int cancel_fd() const { return cancel_.get(); }
     // When the phase of `step` must be over; for calls that take a deadline of their own.
     std::chrono::steady_clock::time_point deadline_of(Phase phase) const;
