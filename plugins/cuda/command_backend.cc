@@ -78,13 +78,24 @@ Result<Running> start(const std::vector<std::string>& words, int turn) {
     return running;
 }
 
+// What the driver says of a process that uses no CUDA, where the command could ask it.
+bool says_no_cuda(int status, const std::string& output) {
+    const bool is_answer = WIFEXITED(status) && output.find("initializing CUDA") == std::string::npos;
+    const auto says = [&](const char* words) { return output.find(words) != std::string::npos; };
+    return is_answer && (says("invalid argument") || says("initialization error"));
+}
+
 // Its words become what the driver would have answered.
 Answer translate(const Request& request, int status, const std::string& output) {
     Answer answer;
     const bool good = WIFEXITED(status) && WEXITSTATUS(status) == 0;
     std::snprintf(answer.text, sizeof(answer.text), "%s", output.substr(0, output.find('\n')).c_str());
     if (!good)
-        answer.code = request.operation == Operation::kThread ? kInvalidValue : kIllegalState;
+        answer.code = request.operation != Operation::kThread ? kIllegalState
+                      : says_no_cuda(status, output)          ? kInvalidValue
+                                                              : kNotAsked;
+    if (answer.code == kNotAsked && answer.text[0] == 0)
+        std::snprintf(answer.text, sizeof(answer.text), "%s", "the command died without a word");
     if (good && request.operation == Operation::kThread)
         std::from_chars(output.data(), output.data() + output.size(), answer.value);
     if (good && request.operation == Operation::kState) {

@@ -68,8 +68,8 @@ void HeldStorage::drop(pid_t pid) {
         holdings_.erase(found);
     }
     last->transfer.reset();
-    if (last->operation != nullptr)
-        (void)calls_.complete(last->operation);  // of a process that is dead: what is mapped goes
+    if (last->info != nullptr)
+        (void)calls_.complete(last->info->operation);  // of a process that is dead: what is mapped goes
 }
 
 // They take memory of the devices.
@@ -129,8 +129,6 @@ int HeldStorage::describe(const StorageRegion& region, Mapping& out) {
 
 int HeldStorage::take_mappings(Holding& holding, const StorageInfo& info) {
     holding.mappings.clear();
-    if (info.region_count > kMaxDevices)
-        return kNotSupported;
     for (uint32_t i = 0; i < info.region_count; ++i) {
         Mapping mapping{};
         if (int code = describe(info.regions[i], mapping); code != kSuccess)
@@ -138,6 +136,11 @@ int HeldStorage::take_mappings(Holding& holding, const StorageInfo& info) {
         holding.mappings.push_back(mapping);
     }
     return kSuccess;
+}
+
+// What was not described would not be copied, and be gone once the driver lets go of it.
+bool HeldStorage::has_all(const Holding& holding) {
+    return holding.info != nullptr && holding.mappings.size() == holding.info->region_count;
 }
 
 int HeldStorage::call_driver(const Request& request, StorageInfo** info) {
@@ -170,13 +173,16 @@ Answer HeldStorage::map(const Request& request) {
         return with_code(code == kSuccess ? kNotSupported : code);
     }
     // Whatever else it answered: somebody must complete this.
-    (*holding)->operation = info->operation;
+    (*holding)->info = info;
     (*holding)->is_restore = request.operation == Operation::kMapRestore;
     Answer answer = with_code(code);
     if (int told = take_mappings(**holding, *info); told != kSuccess)
         answer.code = told;
+    else if (info->region_count > kMaxDevices)
+        answer.code = kNotSupported;
     for (const Mapping& mapping : (*holding)->mappings)
-        answer.devices[answer.device_count++] = {mapping.region.uuid, mapping.region.size, 0};
+        if (answer.device_count < kMaxDevices)
+            answer.devices[answer.device_count++] = {mapping.region.uuid, mapping.region.size, 0};
     return answer;
 }
 
@@ -224,12 +230,14 @@ Answer HeldStorage::prepare_store(Holding& holding, const Request& request, Scop
 }
 
 Answer HeldStorage::copy(Holding& holding, const Request& request, ScopedFd file) {
-    if (holding.operation == nullptr)
+    if (holding.info == nullptr)
         return refusal("nothing of it is mapped", kIllegalState);
     if (holding.transfer) {
         holding.transfer->stop();
         (void)holding.transfer->wait(std::chrono::hours(24));
     }
+    if (int told = has_all(holding) ? kSuccess : take_mappings(holding, *holding.info); told != kSuccess)
+        return with_code(told);
     Answer answer = prepare_store(holding, request, std::move(file));
     if (answer.code == kSuccess)
         answer = place(holding);
@@ -256,14 +264,14 @@ Answer HeldStorage::wait(Holding& holding, const Request& request) {
 
 Answer HeldStorage::complete(pid_t pid, Holding& holding) {
     using namespace std::chrono_literals;
-    if (holding.operation == nullptr)
+    if (holding.info == nullptr)
         return refusal("nothing of it is mapped", kIllegalState);
-    if (!holding.transfer || !holding.transfer->wait(0ms) || !holding.transfer->is_whole())
+    if (!holding.transfer || !holding.transfer->wait(0ms) || !holding.transfer->is_whole() || !has_all(holding))
         return refusal("not all of its device memory is copied", kIllegalState);
-    const int code = calls_.complete(holding.operation);
+    const int code = calls_.complete(holding.info->operation);
     if (code != kSuccess)
         return with_code(code);
-    holding.operation = nullptr;
+    holding.info = nullptr;
     holding.transfer.reset();
     holding.mappings.clear();
     if (holding.is_restore)
@@ -272,7 +280,7 @@ Answer HeldStorage::complete(pid_t pid, Holding& holding) {
 }
 
 int32_t HeldStorage::state_of(Holding& holding) {
-    int32_t bits = (holding.operation != nullptr ? kHeldMapped : 0) | (holding.is_restore ? kHeldRestore : 0) |
+    int32_t bits = (holding.info != nullptr ? kHeldMapped : 0) | (holding.is_restore ? kHeldRestore : 0) |
                    (holding.store ? kHeldContents : 0);
     if (holding.transfer && !holding.transfer->wait(std::chrono::milliseconds(0)))
         bits |= kHeldCopying;

@@ -37,9 +37,9 @@ class HeldStorage {
     struct Holding {
         ~Holding();
         ScopedFd process;  // pidfd
-        void* operation = nullptr;
+        StorageInfo* info = nullptr;  // of the driver, until it is completed
         bool is_restore = false;
-        std::vector<Mapping> mappings;
+        std::vector<Mapping> mappings;  // of all its regions, or nothing may be copied
         std::unique_ptr<DeviceStore> store;
         std::unique_ptr<Transfer> transfer;
     };
@@ -50,6 +50,7 @@ class HeldStorage {
     Answer map(const Request& request);
     int call_driver(const Request& request, StorageInfo** info);
     int take_mappings(Holding& holding, const StorageInfo& info);
+    static bool has_all(const Holding& holding);
     int describe(const StorageRegion& region, Mapping& out);
     int retain_contexts();
     Answer copy(Holding& holding, const Request& request, ScopedFd file);

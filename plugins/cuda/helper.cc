@@ -77,7 +77,7 @@ std::vector<pid_t> Desk::held() {
 
 Answer refusal(const Error& error) {
     Answer answer;
-    answer.code = error.kind == ErrorKind::kNotFound ? kNoDevice : kNotInitialized;
+    answer.code = kNotAsked;
     std::strncpy(answer.text, error.line().c_str(), sizeof(answer.text) - 1);
     return answer;
 }
@@ -94,11 +94,8 @@ Answer usage_of(pid_t pid) {
 Answer Desk::serve(const Request& request, ScopedFd file) {
     if (!driver_)
         return refusal(driver_.error());
-    if (request.version != kMessageVersion) {
-        Answer answer;
-        answer.code = kInvalidValue;
-        return answer;
-    }
+    if (request.version != kMessageVersion)
+        return refusal({ErrorKind::kUnsupported, "checkpointd-cuda", "is of another version than who asks", {}, 0, {}});
     if (request.operation == Operation::kUsage)
         return usage_of(request.pid);
     if (request.operation < Operation::kState)

@@ -47,6 +47,8 @@ enum Held : int32_t {
 
 // kCopy went wrong for a reason that is not the driver's: text and errno_code say which.
 inline constexpr int32_t kStoreFailed = -1;
+// The driver was not asked at all, so it said nothing of the process either: text says why.
+inline constexpr int32_t kNotAsked = -2;
 
 // Memory of one device that a process has, and where in the file of its image it is.
 struct Region {

@@ -47,7 +47,7 @@ const char* name_of(ProcessState state) {
 std::string object_of(pid_t pid) { return fmt::format("pid {} (CUDA)", pid); }
 
 std::string said(const Answer& answer) {
-    if (answer.code == kStoreFailed)
+    if (answer.code < kSuccess)
         return answer.text;
     return answer.code == kSuccess ? "success" : fmt::format("{} ({})", answer.text, answer.code);
 }
@@ -81,7 +81,8 @@ Result<std::optional<Process>> Process::find(Backend& backend, pid_t pid, Deadli
         return std::optional<Process>(Process(backend, pid, answer.value));
     if (answer.code == kInvalidValue || answer.code == kNotInitialized)
         return std::optional<Process>();
-    return fail(ErrorKind::kSystem, object_of(pid), fmt::format("the driver does not know it: {}", said(answer)));
+    return fail(ErrorKind::kSystem, object_of(pid), fmt::format("the driver does not tell whether it uses CUDA: {}", said(answer)),
+                "see to the driver, or switch the plugin off (plugins: {cuda: no})");
 }
 
 Result<ProcessState> Process::state(Deadline deadline) const {
@@ -121,9 +122,12 @@ Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t ti
     for (const GpuPair& pair : pairs)
         if (request.pair_count < kMaxDevices)
             request.pairs[request.pair_count++] = pair;
-    CKPT_ASSIGN(Answer answer, backend_->ask(request, deadline));
+    auto answered = backend_->ask(request, deadline);
+    has_late_call_ |= !answered && answered.error().kind == ErrorKind::kTimeout;
+    CKPT_ASSIGN(const Answer answer, std::move(answered));
     CKPT_ASSIGN(const ProcessState now, state(Clock::now() + kAnswerTime));
-    if (now == wanted) {
+    // Of what is mapped for a checkpoint it may tell a part only; a restore compares with what there is to restore.
+    if (now == wanted && (operation != Operation::kMapCheckpoint || answer.code == kSuccess)) {
         regions_ = regions_of(answer);
         return {};
     }
@@ -172,11 +176,13 @@ Result<void> Process::with_thread(const ckptd_host* host, Operation operation, P
 }
 
 Result<void> Process::checkpoint(const ckptd_host& host, Deadline deadline) {
+    lacks_contents_ = false;
     return with_thread(&host, Operation::kCheckpoint, ProcessState::kCheckpointed, {}, deadline);
 }
 
 Result<std::vector<Region>> Process::map(const ckptd_host& host, Deadline deadline) {
     CKPT_TRY(release_thread(&host));
+    expect_contents();
     auto made = make(Operation::kMapCheckpoint, ProcessState::kCheckpointing, milliseconds_until(deadline), {}, deadline);
     if (made)
         return regions_;
@@ -194,12 +200,14 @@ Result<Answer> Process::ask(const Request& request, Deadline deadline, int fd) c
     return tl::unexpected(std::move(error));
 }
 
-Result<void> Process::copy(const Image& image) {
+Result<void> Process::copy(const Image& image, Deadline deadline) {
     Request request = request_for(Operation::kCopy, pid_);
     for (const Region& region : image.regions)
         if (request.region_count < kMaxDevices)
             request.regions[request.region_count++] = region;
-    CKPT_TRY(ask(request, Clock::now() + kAnswerTime, image.fd));
+    const auto begun = ask(request, deadline, image.fd);  // pieces of an earlier copy that are under way come to their end first
+    has_late_call_ |= !begun && begun.error().kind == ErrorKind::kTimeout;
+    CKPT_TRY(begun);
     return {};
 }
 
@@ -235,7 +243,7 @@ Result<int32_t> Process::held(Deadline deadline) const {
 Result<void> Process::rescue(Deadline deadline) {
     CKPT_ASSIGN(const int32_t has, held(deadline));
     if ((has & kHeldCopied) == 0) {
-        CKPT_TRY(copy({}));
+        CKPT_TRY(copy({}, deadline));
         CKPT_TRY(copied(deadline));
     }
     return make(Operation::kComplete, ProcessState::kCheckpointed, 0, {}, deadline);
@@ -244,7 +252,7 @@ Result<void> Process::rescue(Deadline deadline) {
 Result<void> Process::end_restore(const Image& image, Deadline deadline) {
     CKPT_ASSIGN(const int32_t has, held(deadline));
     if ((has & (kHeldCopying | kHeldCopied)) == 0)
-        CKPT_TRY(copy((has & kHeldContents) != 0 ? Image() : image));
+        CKPT_TRY(copy((has & kHeldContents) != 0 ? Image() : image, deadline));
     CKPT_TRY(copied(deadline));
     return make(Operation::kComplete, ProcessState::kLocked, 0, {}, deadline);
 }
@@ -256,7 +264,7 @@ Result<bool> Process::begin_restore(const ckptd_host* host, const std::vector<Gp
         return false;
     CKPT_TRY(release_thread(host));
     CKPT_TRY(make(Operation::kMapRestore, ProcessState::kRestoring, milliseconds_until(deadline), device_map, deadline));
-    CKPT_TRY(copy((has & kHeldContents) != 0 ? Image() : image));
+    CKPT_TRY(copy((has & kHeldContents) != 0 ? Image() : image, deadline));
     return true;
 }
 
@@ -264,6 +272,10 @@ Result<bool> Process::begin_restore(const ckptd_host* host, const std::vector<Gp
 Result<void> Process::put_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image,
                                Deadline deadline) {
     CKPT_ASSIGN(const bool is_mapped, begin_restore(host, device_map, image, deadline));
+    if (!is_mapped && lacks_contents_)
+        return fail(ErrorKind::kSystem, object_of(pid_),
+                    "what it had on devices is neither in a file of the image, whole, nor does the helper have it",
+                    "restart the unit");
     return is_mapped ? end_restore(image, deadline)
                      : with_thread(host, Operation::kRestore, ProcessState::kLocked, device_map, deadline);
 }
@@ -283,14 +295,18 @@ Result<ProcessState> Process::settled(Deadline deadline) {
 
 Result<void> Process::bring_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image,
                                  Deadline deadline) {
-    if (!backend_->finish_late(deadline))
+    if (has_late_call_ && !backend_->finish_late(deadline))
         return fail(ErrorKind::kTimeout, object_of(pid_), "the driver still works on it");
+    has_late_call_ = false;
     CKPT_ASSIGN(ProcessState now, settled(deadline));
     if (now == ProcessState::kCheckpointing) {
+        expect_contents();
+        CKPT_TRY(release_thread(host));
         CKPT_TRY(rescue(deadline));
         now = ProcessState::kCheckpointed;
     }
     if (now == ProcessState::kRestoring) {
+        CKPT_TRY(release_thread(host));
         CKPT_TRY(end_restore(image, deadline));
         now = ProcessState::kLocked;
     }
@@ -298,10 +314,12 @@ Result<void> Process::bring_back(const ckptd_host* host, const std::vector<GpuPa
         CKPT_TRY(put_back(host, device_map, image, deadline));
         now = ProcessState::kLocked;
     }
-    CKPT_TRY(hold_thread(host));
+    // Its thread runs until the end of this: no other sequence is known to work.
     if (now == ProcessState::kLocked)
-        CKPT_TRY(make(Operation::kUnlock, ProcessState::kRunning, 0, {}, deadline));
-    else if (now != ProcessState::kRunning)
+        CKPT_TRY(with_thread(host, Operation::kUnlock, ProcessState::kRunning, {}, deadline));
+    else
+        CKPT_TRY(hold_thread(host));
+    if (now != ProcessState::kLocked && now != ProcessState::kRunning)
         return fail(ErrorKind::kSystem, object_of(pid_),
                     fmt::format("the driver says that it is {}", name_of(now)), "restart the unit");
     touched_ = false;

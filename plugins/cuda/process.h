@@ -49,7 +49,7 @@ class Process {
     // Until finish() its thread runs.
     Result<std::vector<Region>> map(const ckptd_host& host, Deadline deadline);
     // Begins to copy; what becomes of it is for copied() to say, which waits.
-    Result<void> copy(const Image& image);
+    Result<void> copy(const Image& image, Deadline deadline);
     Result<void> copied(Deadline deadline, const Watch& watch = {});
     // Checkpointing to checkpointed.
     Result<void> finish(const ckptd_host& host, Deadline deadline);
@@ -61,6 +61,9 @@ class Process {
     // From wherever it is to running. kTimeout: still under way. `image` has its device memory, where the helper does not.
     Result<void> bring_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image,
                             Deadline deadline);
+
+    // Its device memory was mapped for somebody, so it has none of its own: no restore without it.
+    void expect_contents() { lacks_contents_ = true; }
 
     // Whether the driver may hold anything of it.
     bool is_touched() const { return touched_; }
@@ -85,6 +88,8 @@ class Process {
     pid_t thread_;
     std::vector<Region> regions_;  // of the last call that mapped
     bool touched_ = false;
+    bool has_late_call_ = false;   // one that nobody waited for to its end
+    bool lacks_contents_ = false;  // see expect_contents()
     bool is_loose_ = false;  // its thread runs, because a call did not end in time
 };
 

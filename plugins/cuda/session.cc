@@ -15,6 +15,7 @@
 #include "core/kernel/room.h"
 #include "core/transaction/undo_kinds.h"
 #include "plugins/cuda/devices_image.h"
+#include "plugins/cuda/kept_file.h"
 #include "plugins/cuda/preflight.h"
 #include "plugins/cuda/storage_image.h"
 #include "plugins/cuda/undo_record.h"
@@ -200,6 +201,8 @@ Result<bool> Session::probe(const std::vector<pid_t>& pids, Deadline deadline) {
     return found;
 }
 
+// In the place of what was written down of it before: what does not know that a file has its device memory must not bring
+// it back.
 Result<void> Session::write_down(const Process& process, const char* way, const std::string& rest) {
     CKPT_ASSIGN(const uint64_t start, process_start_time(process.pid()));
     const UndoRecord record{process.pid(), start, way, bytes_[process.pid()], settings_.checkpoint_timeout, rest};
@@ -207,6 +210,14 @@ Result<void> Session::write_down(const Process& process, const char* way, const 
     if (id == 0)
         return fail(ErrorKind::kSystem, "journal", "cannot write down that CUDA is to be unlocked");
     undo_[process.pid()].push_back(id);
+    return forget(process.pid(), 1);
+}
+
+Result<void> Session::forget(pid_t pid, size_t but_last) {
+    auto& ids = undo_[pid];
+    for (; ids.size() > but_last; ids.erase(ids.begin()))
+        if (host_.forget(host_.context, ids.front()) != 0)
+            return fail_errno("journal", "cannot write down that a step is not to be undone any more");
     return {};
 }
 
@@ -219,35 +230,31 @@ Result<void> Session::quiesce(const std::vector<pid_t>&) {
     return {};
 }
 
-// The name says which of its own memory it is, so that a restore finds it; the file is in the journal, because from
-// the end of the copy on the image alone has these numbers, should the helper die as well.
-Result<void> Session::start_copy(Process& process, std::vector<Region> regions) {
+// The name says which of its own memory it is, so that a restore finds it; the file is in the journal, under a name of its
+// own (keep_file()), because from the end of the copy on it alone has these numbers, should the helper die as well.
+Result<void> Session::start_copy(Process& process, std::vector<Region> regions, Deadline deadline) {
     place_regions(regions);
-    Stored stored;
+    Stored& stored = stored_[process.pid()];
+    stored.deadline = deadline;
+    stored.regions = std::move(regions);
     CKPT_ASSIGN(stored.name, storage_name_of(process.pid()));
     stored.file.reset(host_.open_image(host_.context, stored.name.c_str()));
     if (!stored.file)
         return fail_errno(stored.name, "cannot be made");
-    const std::string header = storage_header(regions);
-    CKPT_TRY(write_all(stored.file.get(), header.data(), header.size(), stored.name));
-    CKPT_ASSIGN(const std::string path, read_link(AT_FDCWD, fmt::format("/proc/self/fd/{}", stored.file.get())));
-    bytes_[process.pid()] = size_of(regions);
-    had_[process.pid()] = regions;
-    CKPT_TRY(write_down(process, UndoRecord::kByStorage, path));
-    CKPT_TRY(process.copy({stored.file.get(), regions}));
-    stored.regions = std::move(regions);
-    stored_[process.pid()] = std::move(stored);
-    return {};
+    CKPT_ASSIGN(const uint64_t start, process_start_time(process.pid()));
+    CKPT_ASSIGN(stored.kept, keep_file(stored.file.get(), process.pid(), start));
+    bytes_[process.pid()] = size_of(stored.regions);
+    had_[process.pid()] = stored.regions;
+    CKPT_TRY(write_down(process, UndoRecord::kByStorage, stored.kept));
+    return process.copy({stored.file.get(), stored.regions}, deadline);
 }
 
 // Where the choice is ours and this driver cannot after all, it goes the old way.
 Result<void> Session::map(Process& process, Deadline deadline) {
+    CKPT_TRY(write_down(process, UndoRecord::kByStorage, ""));
     auto regions = process.map(host_, deadline);
-    if (regions) {
-        CKPT_TRY(start_copy(process, std::move(*regions)));
-        stored_[process.pid()].deadline = deadline;
-        return {};
-    }
+    if (regions)
+        return start_copy(process, std::move(*regions), deadline);
     auto state = regions.error().kind == ErrorKind::kTimeout ? Result<ProcessState>(ProcessState::kCheckpointing)
                                                              : process.state(soon(deadline));
     if (settings_.storage == StorageWanted::kCustom || !state || *state != ProcessState::kLocked)
@@ -255,6 +262,7 @@ Result<void> Session::map(Process& process, Deadline deadline) {
     CKPT_TRY(measure(process, deadline));
     CKPT_ASSIGN(auto no_room, check_host_memory());
     CKPT_TRY(all_blockers("CUDA", "has no room in memory", std::move(no_room)));
+    CKPT_TRY(write_down(process, UndoRecord::kByDriver, ""));
     return process.checkpoint(host_, deadline);
 }
 
@@ -265,13 +273,38 @@ Result<void> Session::take_off(Process& process, Deadline deadline) {
     return process.checkpoint(host_, deadline);
 }
 
+// Where the driver's time passes, the policy may want that the process is not brought back: resume() does what is said here.
+Result<void> Session::in_time(const Process& process, Result<void> done) {
+    if (done || done.error().kind != ErrorKind::kTimeout || settings_.on_timeout == OnTimeout::kResume)
+        return done;
+    late_.insert(process.pid());
+    const bool leaves = settings_.on_timeout == OnTimeout::kLeave;
+    done.error().message += leaves ? "; it is left as it is, as plugins.cuda.on-timeout says"
+                                   : "; it is ended, as plugins.cuda.on-timeout says";
+    if (leaves)
+        done.error().remedy = stores_ ? "restart the unit" : fmt::format("cuda-checkpoint --toggle --pid {}, or restart the unit",
+                                                                         process.pid());
+    return done;
+}
+
 // One after the other they are mapped, while those that are copy. Children are completed before their parents. Only what
 // is completed has let go of the device, so none of this can be left for later, when their memory is written.
 Result<void> Session::prepare(const ckptd_call& call, Deadline deadline) {
     for (Process& process : processes_)
         if (purpose_ == CKPTD_CHECKPOINT)
-            CKPT_TRY(take_off(process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout)));
+            CKPT_TRY(in_time(process, take_off(process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout))));
     return finish_copies(call);
+}
+
+// With its header, which nothing has that is not whole: the rest may be in memory of the helper.
+Result<void> Session::end_file(Stored& stored) {
+    const std::string header = storage_header(stored.regions);
+    alignas(kStorageHeader) char page[kStorageHeader] = {};  // the file may be one that goes past the page cache
+    std::copy(header.begin(), header.end(), page);
+    if (pwrite(stored.file.get(), page, sizeof(page), 0) != static_cast<ssize_t>(sizeof(page)))
+        return fail_errno(stored.name, "cannot be written");
+    stored.is_whole = true;
+    return {};
 }
 
 Result<void> Session::finish_copies(const ckptd_call& call) {
@@ -290,8 +323,9 @@ Result<void> Session::finish_copies(const ckptd_call& call) {
                             done += stored.bytes;
                         call.progress(&call, done, total);
                     }};
-        CKPT_TRY(process->copied(found->second.deadline, watch));
-        CKPT_TRY(process->finish(host_, found->second.deadline));
+        CKPT_TRY(in_time(*process, process->copied(found->second.deadline, watch)));
+        CKPT_TRY(end_file(found->second));
+        CKPT_TRY(in_time(*process, process->finish(host_, found->second.deadline)));
     }
     return {};
 }
@@ -358,19 +392,27 @@ Result<void> Session::check_image(Deadline deadline) {
     return check_devices(wanted.devices, here, settings_.device_map, settings_.checks_memory);
 }
 
-// The driver's time has passed: what the policy wants then.
+void Session::leave_or_end(const Process& process) {
+    if (settings_.on_timeout == OnTimeout::kKill)
+        (void)kill(process.pid(), SIGKILL);  // what there is in the journal of it is undone by that
+    else
+        (void)forget(process.pid());
+}
+
+// The driver's time has passed in that, too.
 Result<void> Session::give_up_on(Process& process, Error why, Deadline deadline) {
-    if (settings_.on_timeout == OnTimeout::kKill && purpose_ == CKPTD_CHECKPOINT)
-        (void)kill(process.pid(), SIGKILL);
-    if (settings_.on_timeout != OnTimeout::kResume || purpose_ == CKPTD_RESTORE)
-        return tl::unexpected(std::move(why));
-    return bring_back(process, deadline);
+    if (settings_.on_timeout == OnTimeout::kResume && purpose_ == CKPTD_CHECKPOINT)
+        return bring_back(process, deadline);
+    if (purpose_ == CKPTD_CHECKPOINT)
+        leave_or_end(process);
+    return tl::unexpected(std::move(why));
 }
 
 // Of a checkpoint that goes on or failed: what was copied, even where the helper that did it is gone. Of a restore: the file
 // of the image, if there is one, for the devices that take the place of those it names.
 Result<Image> Session::image_of(pid_t pid) {
-    if (auto found = stored_.find(pid); found != stored_.end())
+    auto found = stored_.find(pid);
+    if (found != stored_.end() && (found->second.is_whole || purpose_ == CKPTD_RESTORE))
         return Image{found->second.file.get(), found->second.regions};
     if (purpose_ == CKPTD_CHECKPOINT)
         return Image();
@@ -419,38 +461,58 @@ Result<void> Session::resume(const std::vector<pid_t>& pids, Deadline deadline) 
     for (auto process = processes_.rbegin(); process != processes_.rend(); ++process) {
         if (purpose_ == CKPTD_CHECKPOINT && !process->is_touched())
             continue;
+        if (late_.contains(process->pid())) {
+            leave_or_end(*process);
+            continue;
+        }
         auto back = bring_back(*process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout));
         if (!back && back.error().kind == ErrorKind::kTimeout)
             back = give_up_on(*process, std::move(back).error(), deadline);
-        if (!back)
+        if (!back) {
             failures.push_back(std::move(back).error());
-        else
-            for (uint64_t id : undo_[process->pid()])
-                (void)host_.forget(host_.context, id);
+            continue;
+        }
+        (void)forget(process->pid());
+        if (auto stored = stored_.find(process->pid()); stored != stored_.end())
+            drop_kept(stored->second.kept);
     }
     if (failures.size() == 1)
         return tl::unexpected(std::move(failures.front()));
     return all_blockers("CUDA", "could not be brought back", std::move(failures));
 }
 
+static Result<void> undo_one(const UndoRecord& record, Backend::Deadline deadline) {
+    CKPT_ASSIGN(const bool lives, process_lives(record.pid, record.start));
+    if (!lives)
+        return {};
+    const bool is_stored = record.way == UndoRecord::kByStorage;
+    Settings settings;
+    settings.by_command = record.way == UndoRecord::kByCommand;
+    settings.command = record.rest;
+    CKPT_ASSIGN(auto own, open_backend(settings));
+    // A call of the dead job that is still under way comes first.
+    CKPT_ASSIGN(auto process, Process::find(*own, record.pid, deadline));
+    if (!process)
+        return may_use_cuda(record.pid) ? fail(ErrorKind::kSystem, fmt::format("pid {} (CUDA)", record.pid),
+                                               "the driver knows nothing of it any more", "restart the unit")
+                                        : Result<void>();  // it runs another program by now
+    if (is_stored)
+        process->expect_contents();
+    // The helper has all that it copied; should it be gone, the file is yet there, and has a header if it is whole.
+    ScopedFd file(is_stored ? ::open(record.rest.c_str(), O_RDONLY | O_CLOEXEC) : -1);
+    auto regions = file ? read_storage_header(file.get(), record.rest) : std::vector<Region>();
+    const Image image = file && regions ? Image{file.get(), *regions} : Image();
+    return process->bring_back(nullptr, {}, image, deadline);
+}
+
 Result<void> Session::undo(const std::string& text, Deadline deadline) {
     const auto record = UndoRecord::parse(text);
     if (!record)
         return fail(ErrorKind::kInternal, "plugins.undo", "a record of the CUDA plugin cannot be read");
-    CKPT_ASSIGN(const bool lives, process_lives(record->pid, record->start));
-    if (!lives)
-        return {};
-    Settings settings;
-    settings.by_command = record->way == UndoRecord::kByCommand;
-    settings.command = record->rest;
-    CKPT_ASSIGN(auto own, open_backend(settings));
-    // A call of the dead job that is still under way comes first.
-    CKPT_ASSIGN(auto process, Process::find(*own, record->pid, deadline));
-    // The helper has all that it copied; should it be gone, the file may yet be there, and whole.
-    ScopedFd file(record->way == UndoRecord::kByStorage ? ::open(record->rest.c_str(), O_RDONLY | O_CLOEXEC) : -1);
-    auto regions = file ? read_storage_header(file.get(), record->rest) : std::vector<Region>();
-    const Image image = file && regions ? Image{file.get(), *regions} : Image();
-    return process ? process->bring_back(nullptr, {}, image, deadline) : Result<void>();
+    CKPT_TRY(undo_one(*record, deadline));
+    if (record->way == UndoRecord::kByStorage)
+        drop_kept(record->rest);
+    return {};
 }
 
 }  // namespace checkpointd::cuda

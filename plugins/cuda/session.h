@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,8 +22,10 @@ namespace checkpointd::cuda {
 struct Stored {
     std::string name;
     ScopedFd file;
+    std::string kept;  // see kept_file.h
     std::vector<Region> regions;
     Backend::Deadline deadline;
+    bool is_whole = false;  // and has its header
     uint64_t bytes = 0;  // copied
 };
 
@@ -58,13 +61,17 @@ class Session {
     Result<void> check_image(Deadline deadline);
     Result<void> check_storages(const WantedDevices& wanted, const Answer& here);
     Result<void> write_down(const Process& process, const char* way, const std::string& rest);
+    Result<void> forget(pid_t pid, size_t but_last = 0);
     Result<void> map(Process& process, Deadline deadline);
     Result<void> take_off(Process& process, Deadline deadline);
-    Result<void> start_copy(Process& process, std::vector<Region> regions);
+    Result<void> start_copy(Process& process, std::vector<Region> regions, Deadline deadline);
+    static Result<void> end_file(Stored& stored);
+    Result<void> in_time(const Process& process, Result<void> done);
     Result<void> finish_copies(const ckptd_call& call);
     Result<Image> image_of(pid_t pid);
     Result<void> begin_restores(Deadline deadline);
     Result<void> bring_back(Process& process, Deadline deadline);
+    void leave_or_end(const Process& process);
     Result<void> give_up_on(Process& process, Error why, Deadline deadline);
 
     const ckptd_host& host_;
@@ -73,6 +80,7 @@ class Session {
     std::unique_ptr<Backend> backend_;
     std::vector<Process> processes_;
     std::map<pid_t, std::vector<uint64_t>> undo_;
+    std::set<pid_t> late_;  // are not brought back, see in_time()
     std::map<pid_t, uint64_t> bytes_;  // that they have on devices
     std::map<pid_t, std::optional<std::vector<Region>>> had_;  // by device, where it is known
     bool stores_ = false;  // device memory goes to files of the image, by us

@@ -6,7 +6,7 @@
 #include <string.h>
 
 int cuInit(unsigned flags);
-int cuGetErrorName(int code, const char **name);
+int cuGetErrorString(int code, const char **text);
 int cuCheckpointProcessGetRestoreThreadId(int pid, int *tid);
 int cuCheckpointProcessGetState(int pid, int *state);
 int cuCheckpointProcessLock(int pid, void *args);
@@ -48,17 +48,22 @@ int main(int argc, char **argv) {
     int value = 0, code = cuInit(0);
     if (has(argc, argv, "--help"))
         return printf("--get-state --get-restore-tid --action --timeout --device-map\n") < 0;
-    if (code == 0 && has(argc, argv, "--get-state")) {
+    if (code != 0) {
+        cuGetErrorString(code, &name);
+        fprintf(stderr, "Error initializing CUDA: \"%s\"\n", name);
+        return 1;
+    }
+    if (has(argc, argv, "--get-state")) {
         if ((code = cuCheckpointProcessGetState(pid, &value)) == 0)
             puts(states[value]);
-    } else if (code == 0 && has(argc, argv, "--get-restore-tid")) {
+    } else if (has(argc, argv, "--get-restore-tid")) {
         if ((code = cuCheckpointProcessGetRestoreThreadId(pid, &value)) == 0)
             printf("%d\n", value);
-    } else if (code == 0 && action != NULL)
+    } else if (action != NULL)
         code = act(action, pid, option(argc, argv, "--timeout"));
     if (code == 0)
         return 0;
-    cuGetErrorName(code, &name);
+    cuGetErrorString(code, &name);
     fprintf(stderr, "Could not %s on process ID %d: \"%s\"\n", action != NULL ? action : "look", pid, name);
     return 1;
 }

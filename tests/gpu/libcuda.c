@@ -6,8 +6,8 @@
  * Device memory of process PID is the file /dev/nvidia-memory/PID-UUID, so it is outside of the program, and the program
  * holds descriptors below /dev/nvidia*, which nobody can carry. The driver's state of a process is in its own memory
  * (fake_cuda_process), so that it is where the process is, also after a restore; who checkpoints it finds it through
- * /proc/PID/maps. A thread of the process does the work of a checkpoint and of a restore: while it stands still, these
- * calls hang, as with the real driver.
+ * /proc/PID/maps. A thread of the process does the work of a checkpoint, of a restore and of the unlock: while it stands
+ * still, these calls hang, as with the real driver (of the unlock nobody knows).
  *
  * Storage of the caller's, since 13.4: the memory of the process's device is mapped where the checkpoint is made, under an
  * address that only the copies here understand, and these are made when somebody waits for them. Until the operation is
@@ -16,7 +16,7 @@
  *
  * Faults: /dev/nvidia-memory/.faults has lines "CALL delay MS", "CALL fail CODE", "CALL fail-after CODE" (it was done
  * nevertheless), "CALL fail-once CODE" (and no fault is left), "CALL hang" (as long as the line is there, and so long there is
- * /dev/nvidia-memory/.in-CALL); CALL is lock, checkpoint, restore, unlock, map, copy (a
+ * /dev/nvidia-memory/.in-CALL); CALL is init, lock, checkpoint, restore, unlock, map, describe (what is mapped), copy (a
  * piece) or complete. Devices: /dev/nvidia-memory/.devices has a UUID (32 hex digits) and MiB per line; without it there is one
  * with 1024 MiB. /dev/nvidia-memory/.version has the version; without it that is 13000.
  */
@@ -44,7 +44,7 @@ enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, N
        INVALID_CONTEXT = 201, OPERATING_SYSTEM = 304, ILLEGAL_STATE = 401, NOT_FOUND = 500, NOT_SUPPORTED = 801,
        TIMEOUT = 909 };
 enum { RUNNING, LOCKED, CHECKPOINTED, FAILED, CHECKPOINTING, RESTORING };
-enum { NOTHING, DO_CHECKPOINT, DO_RESTORE, DO_SHOW, DO_LET_GO, DO_MAKE_ROOM, DO_TAKE_BACK };
+enum { NOTHING, DO_CHECKPOINT, DO_RESTORE, DO_SHOW, DO_LET_GO, DO_MAKE_ROOM, DO_TAKE_BACK, DO_UNLOCK };
 enum { MAX_ALLOCATIONS = 64, MAX_DEVICES = 8, MAX_OPERATIONS = 64, MAX_QUEUED = 64 };
 enum { STORAGE_VERSION = 13040 };
 
@@ -134,9 +134,12 @@ static void text_of(const unsigned char *uuid, char *out) {
         sprintf(out + 2 * i, "%02x", uuid[i]);
 }
 
+static int fault(const char *call, const char *kind);
+
 EXPORT int cuInit(unsigned flags) {
     (void)flags;
-    return access("/dev/nvidiactl", F_OK) == 0 ? SUCCESS : NO_DEVICE;
+    const int code = fault("init", "fail");
+    return code != 0 ? code : access("/dev/nvidiactl", F_OK) == 0 ? SUCCESS : NO_DEVICE;
 }
 
 EXPORT int cuDriverGetVersion(int *version) {
@@ -189,6 +192,15 @@ EXPORT int cuGetErrorName(int code, const char **name) {
     return SUCCESS;
 }
 
+/* As the command cuda-checkpoint says it. */
+EXPORT int cuGetErrorString(int code, const char **text) {
+    switch (code) {
+        case INVALID_VALUE: *text = "invalid argument"; return SUCCESS;
+        case NOT_INITIALIZED: *text = "initialization error"; return SUCCESS;
+        default: return cuGetErrorName(code, text);
+    }
+}
+
 /* The program's side */
 
 /* That the driver refuses to checkpoint who has done one of these is NVIDIA's word; how it says so is ours. */
@@ -237,19 +249,39 @@ static int save(void) {
     return SUCCESS;
 }
 
+/* The memory that is handed out holds nothing of what it held. */
+static int fill_with_garbage(void) {
+    static unsigned char garbage[1 << 16];
+    memset(garbage, 0xa5, sizeof(garbage));
+    for (uint64_t at = 0; at < own->next; at += sizeof(garbage)) {
+        const size_t size = own->next - at < sizeof(garbage) ? own->next - at : sizeof(garbage);
+        if (pwrite(own->memory_fd, garbage, size, (off_t)at) != (ssize_t)size)
+            return OUT_OF_MEMORY;
+    }
+    return SUCCESS;
+}
+
+/* Whether the real one refuses who has nothing saved, because that was taken off by storage of the caller's, nobody knows:
+ * this one lets it run on garbage. */
 static int load(void) {
     attach();
+    if (fill_with_garbage() != SUCCESS)
+        return OUT_OF_MEMORY;
     for (struct allocation *a = own->allocations; a < own->allocations + MAX_ALLOCATIONS; ++a) {
-        if (a->size == 0)
+        if (a->size == 0 || a->saved == NULL)
             continue;
-        if (a->saved == NULL) /* it was taken off by its own storage */
-            return INVALID_VALUE;
         if (pwrite(own->memory_fd, a->saved, a->size, (off_t)a->offset) != (ssize_t)a->size)
             return OUT_OF_MEMORY;
         munmap(a->saved, a->size);
         a->saved = NULL;
     }
     own->state = LOCKED;
+    return SUCCESS;
+}
+
+static int unlock(void) {
+    own->gate = 0;
+    own->state = RUNNING;
     return SUCCESS;
 }
 
@@ -271,13 +303,8 @@ static int make_room(void) {
         if (a->size != 0 && a->saved != NULL)
             return INVALID_VALUE;
     attach();
-    static unsigned char garbage[1 << 16];
-    memset(garbage, 0xa5, sizeof(garbage));
-    for (uint64_t at = 0; at < own->next; at += sizeof(garbage)) {
-        const size_t size = own->next - at < sizeof(garbage) ? own->next - at : sizeof(garbage);
-        if (pwrite(own->memory_fd, garbage, size, (off_t)at) != (ssize_t)size)
-            return OUT_OF_MEMORY;
-    }
+    if (fill_with_garbage() != SUCCESS)
+        return OUT_OF_MEMORY;
     own->state = RESTORING;
     return SUCCESS;
 }
@@ -295,6 +322,7 @@ static int obey(int command) {
         case DO_LET_GO: return let_go();
         case DO_MAKE_ROOM: return make_room();
         case DO_TAKE_BACK: return take_back();
+        case DO_UNLOCK: return unlock();
         default: return INVALID_VALUE;
     }
 }
@@ -680,8 +708,7 @@ EXPORT int cuCheckpointProcessUnlock(int pid, const void *args) {
         return code;
     if ((code = before("unlock")) != SUCCESS)
         return code;
-    SET(&remote, gate, 0);
-    return SET(&remote, state, RUNNING) == 0 ? after("unlock", SUCCESS) : OPERATING_SYSTEM;
+    return after("unlock", have_done(&remote, DO_UNLOCK));
 }
 
 /* Storage of the caller's */
@@ -862,7 +889,7 @@ EXPORT int cuStreamSynchronize(struct stream *stream) { return run_queue(stream)
 EXPORT int cuStreamGetCtx_v2(struct stream *stream, void **context, void **green) {
     *green = NULL;
     *context = (void *)(intptr_t)(stream->device + 1);
-    return SUCCESS;
+    return before("describe");
 }
 
 EXPORT int cuEventCreate(struct event **event, unsigned flags) {

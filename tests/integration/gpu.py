@@ -324,16 +324,16 @@ def whatever_becomes_of_a_copy(t):
     unit = program(t)
     have_driver(unit.host, STORAGE)
     policy(unit.host, storage="custom", checkpoint_timeout="500ms")
-    faults = ["checkpoint fail 304", "copy delay 300", "complete fail-once 999", "checkpoint delay 800",
-              "copy fail-once 700", "complete delay 800"]
-    for fault in faults if SOAK else faults[:3]:
+    faults = ["checkpoint fail 304", "copy delay 300", "complete fail-once 999", "describe fail-once 999",
+              "checkpoint delay 800", "copy fail-once 700", "complete delay 800", "checkpoint fail-after 999"]
+    for fault in faults if SOAK else faults[:4]:
         have_faults(unit.host, fault)
         since = unit.look()
         unit.refuse("checkpoint", *(["--mode", "snapshot"] if "once" in fault else []))
         have_faults(unit.host)
         unit.check_counts(fault, since)
         unit.check_no_trace(fault)
-    for fault in ("checkpoint fail-after 999", "complete fail-after 999", "restore fail-after 1"):
+    for fault in ("complete fail-after 999", "restore fail-after 1"):
         have_faults(unit.host, fault)
         since = unit.look()
         unit.crctl("checkpoint", "--mode", "snapshot")
@@ -412,19 +412,75 @@ def where_the_disk_is_full(t):
     unit.host.sh(f"umount {images}")
 
 
-@case
-def a_dead_helper_after_the_copy(t):
-    """From then on the file of the image alone has the numbers."""
-    unit = program(t)
-    have_driver(unit.host, STORAGE)
-    since = unit.look()
-    unit.host.sh(f"systemd-run -q -u verb -- crctl checkpoint {unit.unit} --x-fault step=checkpoint.collect,action=hang")
-    wait_for(lambda: unit.device_files() == [], "their device memory is copied", 30)
+def crash_with_helper(unit, step, *faults):
+    """It and the worker end while the processes are off their devices; until the job's recovery has ended too."""
+    unit.host.sh(f"systemd-run -q -u verb -- crctl checkpoint {unit.unit} --x-fault step={step},action=stop")
+    wait_for(lambda: "checkpointd-wor) T" in unit.host.sh("cat /proc/[0-9]*/stat || true").out, f"it stands at {step}", 30)
+    check_equal(unit.device_files(), [], "processes with device memory")
+    have_faults(unit.host, *faults)
     unit.host.sh("systemctl kill -s KILL checkpointd-cuda.service; systemctl kill -s KILL 'checkpointd-job-*'")
     wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] != "active", "the job has failed", 30)
     unit.host.sh("systemctl reset-failed verb.service")
-    unit.check_counts("without a helper", since)
-    unit.check_no_trace("without a helper")
+
+
+@case
+def a_dead_helper_after_the_copy(t):
+    """From then on the file of the image alone has the numbers, wherever the image is, also where it is gone."""
+    unit = program(t)
+    have_driver(unit.host, STORAGE)
+    for step, *faults in (("checkpoint.collect",), ("units.stop.stop-unit",), ("checkpoint.collect", "restore fail 304")):
+        since = unit.look()
+        crash_with_helper(unit, step, *faults)
+        recover(unit, *faults)
+        unit.check_counts(f"without a helper, {step} {faults}", since)
+        unit.check_no_trace(f"without a helper, {step} {faults}")
+
+
+def recover(unit, *faults):
+    """What could not be undone because of these is undone once there are none."""
+    if faults:
+        check("undo" in unit.host.sh("ls -d /run/checkpointd/jobs/*/undo || true").out, f"{faults}: it is left to do")
+        have_faults(unit.host)
+        unit.host.sh("systemctl stop checkpointd-cuda.service; systemctl restart checkpointd.service")
+
+
+@case
+def a_driver_that_cannot_be_asked(t):
+    """Nothing is known of a process then: what it takes to unlock it stays in the journal until that can be asked again."""
+    unit = program(t)
+    have_driver(unit.host, BEFORE_STORAGE)
+    since = unit.look()
+    crash_with_helper(unit, "checkpoint.collect", "init fail 803")
+    check_in("cuInit answers 803", unit.refuse("checkpoint"), "another checkpoint")
+    recover(unit, "init fail 803")
+    unit.check_counts("asked again", since)
+    unit.check_no_trace("asked again")
+
+
+@case
+def what_the_policy_says_of_one_that_takes_too_long(t):
+    """It stays as it is, and the other goes on; or it is killed."""
+    unit = program(t)
+    have_driver(unit.host, BEFORE_STORAGE)
+    since = unit.look()
+    for wanted, told in (("leave", "left as it is"), ("kill", "it is ended")):
+        policy(unit.host, on_timeout=wanted, checkpoint_timeout="500ms")
+        have_faults(unit.host, "checkpoint delay 1500")
+        check_in(told, unit.refuse("checkpoint", "--mode", "snapshot"), wanted)
+        have_faults(unit.host)
+        if wanted == "kill":
+            break
+        wait_for(lambda: len(unit.device_files()) == 1, "the driver comes to the end of what it was told", 30)
+        unit.check_no_trace(wanted)
+        left = [str(one[3]) for one in since if f"{one[3]}-{FIRST}" not in unit.device_files()]
+        for action in ("restore", "unlock"):
+            unit.host.run("env", f"LD_LIBRARY_PATH={HOME}", f"{HOME}/cuda-checkpoint", "--action", action, "--pid", *left)
+        unit.check_counts(wanted, since)
+    wait_for(lambda: any(not unit.host.exists(f"/proc/{one[3]}") for one in since), "one is killed", 30)
+    policy(unit.host, enabled="yes")
+    unit.host.sh(f"systemctl stop {unit.unit}; rm -f {MEMORY}/[0-9]*")
+    unit.start()
+    unit.check_no_trace("killed")
 
 
 # Asks the helper what the plugin does, and leaves in the middle: plugins/cuda/message.h.

@@ -83,7 +83,7 @@ class Program:
     def check_no_trace(self, when):
         """Nothing of a job is left: no drop-in of it, no journal, no image that is not whole."""
         out = self.host.sh(f"systemctl show {self.unit} -p DropInPaths --value; ls -d /run/checkpointd/jobs/*/undo "
-                           "2>/dev/null || true").out.splitlines()
+                           "2>/dev/null || true; find /var/lib/checkpointd -name '.gpu-memory-*'").out.splitlines()
         check_equal((harness.without_gate(out[0]), out[1:]), ([], []), f"{when}: drop-ins, journals")
 
     def check_dead_workers(self, faults):

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include <cerrno>
+#include <fcntl.h>
+#include <filesystem>
+#include <fstream>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "core/transaction/undo_kinds.h"
+#include "plugins/cuda/command_backend.h"
+#include "plugins/cuda/kept_file.h"
+#include "plugins/cuda/process.h"
+#include "plugins/cuda/session.h"
+#include "plugins/cuda/turn.h"
+#include "plugins/cuda/undo_record.h"
+
+namespace checkpointd::cuda {
+namespace {
+
+using testing::HasSubstr;
+namespace fs = std::filesystem;
+
+const auto kDeadline = std::chrono::steady_clock::now() + std::chrono::hours(1);
+
+// A driver with one process, whose calls do what they should and answer `code`.
+class OneProcess : public Backend {
+  public:
+    Result<Answer> ask(const Request& request, Deadline deadline, int) override {
+        asked.push_back(request.operation);
+        Answer answer;
+        std::snprintf(answer.text, sizeof(answer.text), "said");
+        switch (request.operation) {
+            case Operation::kThread: answer.code = known; return answer;
+            case Operation::kState: answer.value = static_cast<int32_t>(state); return answer;
+            case Operation::kHeld: answer.value = held; return answer;
+            case Operation::kCopy: copy_deadline = deadline; return answer;
+            case Operation::kMapCheckpoint: state = ProcessState::kCheckpointing; break;
+            case Operation::kMapRestore: state = ProcessState::kRestoring; break;
+            case Operation::kComplete: complete(); break;
+            case Operation::kRestore: state = ProcessState::kLocked; break;
+            case Operation::kUnlock: state = ProcessState::kRunning; break;
+            default: return answer;
+        }
+        answer.code = code;
+        if (!thread_runs)
+            without_thread.push_back(request.operation);
+        return answer;
+    }
+    bool finish_late(Deadline) override { return true; }
+
+    void complete() {
+        const bool was_restored = std::exchange(state, ProcessState::kCheckpointed) == ProcessState::kRestoring;
+        held = was_restored ? 0 : kHeldContents;
+        if (was_restored)
+            state = ProcessState::kLocked;
+    }
+    Process process() { return **Process::find(*this, getpid(), kDeadline); }
+
+    int32_t known = kSuccess, code = kSuccess, held = 0;
+    ProcessState state = ProcessState::kLocked;
+    bool thread_runs = false;
+    Deadline copy_deadline{};
+    std::vector<Operation> asked, without_thread;
+};
+
+// Lets the thread of that process run.
+ckptd_host host_of(OneProcess& driver) {
+    ckptd_host host{};
+    host.context = &driver;
+    host.run_thread = [](void* one, pid_t, pid_t) {
+        static_cast<OneProcess*>(one)->thread_runs = true;
+        return 0;
+    };
+    host.hold_thread = [](void* one, pid_t, pid_t, uint64_t) {
+        static_cast<OneProcess*>(one)->thread_runs = false;
+        return 0;
+    };
+    return host;
+}
+
+TEST(CudaProcess, ADriverThatCannotBeAskedDoesNotSayThatItUsesNone) {
+    OneProcess driver;
+    for (int32_t none : {kInvalidValue, kNotInitialized}) {
+        driver.known = none;
+        auto found = Process::find(driver, 1, kDeadline);
+        ASSERT_TRUE(found);
+        EXPECT_FALSE(*found);
+    }
+    driver.known = kNotAsked;
+    auto found = Process::find(driver, 1, kDeadline);
+    ASSERT_FALSE(found);
+    EXPECT_THAT(found.error().line(), HasSubstr("whether it uses CUDA: said"));
+}
+
+TEST(CudaProcess, WhatWasMappedIsNotRestoredWithoutItsContents) {
+    OneProcess driver;
+    driver.state = ProcessState::kCheckpointed;
+    Process process = driver.process();
+    process.expect_contents();
+    auto back = process.bring_back(nullptr, {}, {}, kDeadline);
+    ASSERT_FALSE(back);
+    EXPECT_THAT(back.error().line(), HasSubstr("neither in a file"));
+    EXPECT_EQ(driver.state, ProcessState::kCheckpointed);
+    EXPECT_THAT(driver.asked, testing::Not(testing::Contains(Operation::kRestore)));
+    ASSERT_TRUE(driver.process().bring_back(nullptr, {}, {}, kDeadline)) << "one that has its own";
+    EXPECT_EQ(driver.state, ProcessState::kRunning);
+}
+
+TEST(CudaProcess, AMappingThatIsToldInPartIsNone) {
+    OneProcess driver;
+    const ckptd_host host = host_of(driver);
+    ASSERT_TRUE(driver.process().map(host, kDeadline));
+    driver.state = ProcessState::kLocked;
+    driver.code = kNotSupported;
+    EXPECT_FALSE(driver.process().map(host, kDeadline));
+}
+
+TEST(CudaProcess, ItsThreadRunsUntilItIsUnlocked) {
+    for (auto state : {ProcessState::kLocked, ProcessState::kCheckpointed, ProcessState::kCheckpointing, ProcessState::kRestoring}) {
+        OneProcess driver;
+        driver.state = state;
+        driver.held = state == ProcessState::kLocked || state == ProcessState::kCheckpointed ? 0 : kHeldMapped;
+        const ckptd_host host = host_of(driver);
+        ASSERT_TRUE(driver.process().bring_back(&host, {}, {}, kDeadline));
+        EXPECT_TRUE(driver.without_thread.empty()) << static_cast<int>(state);
+        EXPECT_FALSE(driver.thread_runs) << "and stands then";
+    }
+}
+
+TEST(CudaProcess, ACopyHasTheTimeThatThereIs) {
+    OneProcess driver;
+    driver.state = ProcessState::kCheckpointing;
+    driver.held = kHeldMapped;
+    ASSERT_TRUE(driver.process().bring_back(nullptr, {}, {}, kDeadline));
+    EXPECT_EQ(driver.copy_deadline, kDeadline);
+}
+
+class CudaFolder : public testing::Test {
+  protected:
+    void SetUp() override { ASSERT_NE(mkdtemp(folder_.data()), nullptr); }
+    void TearDown() override { fs::remove_all(folder_); }
+    std::string script(const std::string& what) const {
+        const std::string path = folder_ + "/command";
+        std::ofstream(path) << "#!/bin/sh\n" << what << "\n";
+        fs::permissions(path, fs::perms::owner_all);
+        return path;
+    }
+    std::string folder_ = "/tmp/cuda-test-XXXXXX";
+};
+
+TEST_F(CudaFolder, OnlyWhatItSaysOfTheProcessCounts) {
+    const auto find = [&](const char* what) {
+        CommandBackend command(script(what), folder_);
+        return Process::find(command, getpid(), kDeadline);
+    };
+    auto none = find("echo 'Could not get restore tid of process ID 1: \"initialization error\"' >&2; exit 1");
+    ASSERT_TRUE(none) << none.error().text();
+    EXPECT_FALSE(*none);
+    EXPECT_FALSE(find("echo 'Error initializing CUDA: \"initialization error\"' >&2; exit 1"));
+    EXPECT_FALSE(find("echo 'system not yet initialized' >&2; exit 1"));
+    EXPECT_FALSE(find("kill -SEGV $$"));
+}
+
+TEST_F(CudaFolder, AProcessThatLivesAndIsNotKnownAnyMoreIsNotUndone) {
+    std::error_code ignored;
+    const bool is_new = fs::create_directory(kTurnFolder, ignored);
+    if (access(kTurnFolder, W_OK) != 0)
+        GTEST_SKIP() << "needs root";
+    const std::string none = script("echo 'invalid argument'; exit 1");
+    const UndoRecord record{getpid(), *process_start_time(getpid()), UndoRecord::kByCommand, 0, {}, none};
+    EXPECT_TRUE(Session::undo(record.text(), kDeadline)) << "it has no CUDA in it";
+    const std::string library = folder_ + "/libcuda.so.1";
+    ScopedFd file(open(library.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0700));
+    ASSERT_EQ(ftruncate(file.get(), 4096), 0);
+    void* mapped = mmap(nullptr, 4096, PROT_READ, MAP_PRIVATE, file.get(), 0);
+    ASSERT_NE(mapped, MAP_FAILED);
+    const auto undone = Session::undo(record.text(), kDeadline);
+    ASSERT_FALSE(undone);
+    EXPECT_THAT(undone.error().line(), HasSubstr("knows nothing of it any more"));
+    munmap(mapped, 4096);
+    if (is_new)
+        fs::remove(kTurnFolder, ignored);
+}
+
+TEST_F(CudaFolder, AFileIsKeptBesideItsImage) {
+    const fs::path image = folder_ + "/image", stale = folder_ + "/.gpu-memory-1-1", other = folder_ + "/.gpu-memory-x";
+    fs::create_directory(image);
+    for (const fs::path& path : {image / "gpu-cs-1.img", stale, other})
+        std::ofstream(path) << "numbers";
+    ScopedFd file(open((image / "gpu-cs-1.img").c_str(), O_RDWR | O_CLOEXEC));
+    auto kept = keep_file(file.get(), getpid(), *process_start_time(getpid()));
+    ASSERT_TRUE(kept) << kept.error().text();
+    fs::remove_all(image);
+    EXPECT_EQ(fs::file_size(*kept), 7u);
+    EXPECT_FALSE(fs::exists(stale)) << "of a process that has ended";
+    drop_kept(*kept);
+    EXPECT_FALSE(fs::exists(*kept));
+    drop_kept(other);
+    EXPECT_TRUE(fs::exists(other));
+}
+
+}  // namespace
+}  // namespace checkpointd::cuda
