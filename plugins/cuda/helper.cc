@@ -92,8 +92,13 @@ Answer usage_of(pid_t pid) {
 }
 
 Answer Desk::serve(const Request& request, ScopedFd file) {
-    if (!driver_)
-        return refusal(driver_.error());
+    if (!driver_) {
+        Answer answer = refusal(driver_.error());
+        // What a driver that cannot checkpoint is used for is found by what it has open (preflight.h).
+        if (driver_.error().kind == ErrorKind::kUnsupported)
+            answer.code = kNotInitialized;
+        return answer;
+    }
     if (request.version != kMessageVersion)
         return refusal({ErrorKind::kUnsupported, "checkpointd-cuda", "is of another version than who asks", {}, 0, {}});
     if (request.operation == Operation::kUsage)

@@ -458,6 +458,22 @@ def a_driver_that_cannot_be_asked(t):
 
 
 @case
+def who_has_the_library_and_an_old_driver(t):
+    """And does not use it: that is nothing to the driver."""
+    host = program(t).host
+    have_driver(host, 12000)
+    host.write("/etc/systemd/system/unused.service",
+               f"[Service]\nEnvironment=LD_PRELOAD={HOME}/libcuda.so.1\nExecStart=sleep infinity\n")
+    host.sh("systemctl start unused.service")
+    pid = host.main_pid("unused.service")
+    host.run("crctl", "checkpoint", "unused.service")
+    host.run("crctl", "restore", "unused.service")
+    check_equal(host.main_pid("unused.service"), pid, "its PID")
+    check_in("libcuda.so", host.sh(f"cat /proc/{pid}/maps").out, "its mappings")
+    have_driver(host, BEFORE_STORAGE)
+
+
+@case
 def what_the_policy_says_of_one_that_takes_too_long(t):
     """It stays as it is, and the other goes on; or it is killed."""
     unit = program(t)
