@@ -79,12 +79,16 @@ class Program:
         state = self.host.unit(self.unit)
         check_equal((state["ActiveState"], state["Result"]), ("inactive", "success"), f"{when}: the unit")
         check_equal(self.device_files(), [], f"{when}: device memory that is held")
+        check_equal(self.kept_files(), [], f"{when}: files for processes that have ended")
+
+    def kept_files(self):
+        return self.host.sh("find /var/lib/checkpointd -name '.gpu-memory-*'").out.splitlines()
 
     def check_no_trace(self, when):
         """Nothing of a job is left: no drop-in of it, no journal, no image that is not whole."""
         out = self.host.sh(f"systemctl show {self.unit} -p DropInPaths --value; ls -d /run/checkpointd/jobs/*/undo "
-                           "2>/dev/null || true; find /var/lib/checkpointd -name '.gpu-memory-*'").out.splitlines()
-        check_equal((harness.without_gate(out[0]), out[1:]), ([], []), f"{when}: drop-ins, journals")
+                           "2>/dev/null || true").out.splitlines()
+        check_equal((harness.without_gate(out[0]), out[1:], self.kept_files()), ([], [], []), f"{when}: drop-ins, journals, files")
 
     def check_dead_workers(self, faults):
         """At each (step, action) a checkpoint ends, and nothing has happened to the program."""
