@@ -105,6 +105,14 @@ class AmdgpuJob : public testing::Test {
     }
     const std::vector<kfd_emulation::Gpu>& gpus() { return here_.kfd->state().gpus(); }
     std::vector<pid_t> pids() const { return {program_->pid()}; }
+    // Of the program's first render node.
+    ckptd_vma mapping(uint64_t offset) const {
+        ckptd_vma vma{};
+        vma.path = "/dev/dri/renderD128";
+        vma.fd = program_->render_node(0);
+        vma.offset = offset;
+        return vma;
+    }
 
     // The whole of it; on failure too, the queues run afterwards.
     Result<void> checkpoint(const std::vector<pid_t>& pids) {
@@ -380,11 +388,7 @@ TEST_F(AmdgpuJob, AProcessOfAnotherPidNamespaceIsCarried) {
     Checkpoint job(host_.raw(), *here_.kfd, settings_);
     ASSERT_TRUE(job.probe(pids()));
     ASSERT_TRUE(job.prepare(pids()));
-    ckptd_vma vma{};
-    vma.path = "/dev/dri/renderD128";
-    vma.fd = program_->render_node(0);
-    vma.offset = offsets_[0];
-    EXPECT_EQ(job.handle_vma(program_->pid(), vma), true);
+    EXPECT_EQ(job.handle_vma(program_->pid(), mapping(offsets_[0])), true);
     auto undone = undo_pause(*here_.kfd, host_.records.begin()->second);
     ASSERT_TRUE(undone) << undone.error().text();
     EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
@@ -453,17 +457,11 @@ TEST_F(AmdgpuJob, MappingsOfOthersAreRefused) {
     Checkpoint job(host_.raw(), *here_.kfd, settings_);
     ASSERT_TRUE(job.probe(pids()));
     ASSERT_TRUE(job.prepare(pids()));
-    ckptd_vma vma{};
-    vma.path = "/dev/dri/renderD128";
-    vma.fd = program_->render_node(0);
-    vma.offset = offsets_[0] + 4096;
-    EXPECT_EQ(job.handle_vma(program_->pid(), vma), true);
-    vma.offset = offsets_[2];  // of the other GPU
-    auto other = job.handle_vma(program_->pid(), vma);
+    EXPECT_EQ(job.handle_vma(program_->pid(), mapping(offsets_[0] + 4096)), true);
+    auto other = job.handle_vma(program_->pid(), mapping(offsets_[2]));  // of the other GPU
     EXPECT_FALSE(other);
-    vma.offset = 12345;
-    EXPECT_FALSE(job.handle_vma(program_->pid(), vma));
-    vma.offset = offsets_[0];
+    EXPECT_FALSE(job.handle_vma(program_->pid(), mapping(12345)));
+    ckptd_vma vma = mapping(offsets_[0]);
     EXPECT_FALSE(job.handle_vma(getpid(), vma));
     const ScopedFd file(memfd_create("no-device", MFD_CLOEXEC));
     vma.fd = file.get();

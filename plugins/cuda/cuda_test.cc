@@ -236,13 +236,6 @@ std::string slow_command(const std::string& folder) {
     return path;
 }
 
-Request request_of(Operation operation, int pid) {
-    Request request;
-    request.operation = operation;
-    request.pid = pid;
-    return request;
-}
-
 TEST(CudaCommand, NobodyOvertakesOneThatIsUnderWay) {
     const auto in = [](milliseconds time) { return std::chrono::steady_clock::now() + time; };
     constexpr milliseconds kSoon{300}, kLong{60000};
@@ -250,18 +243,18 @@ TEST(CudaCommand, NobodyOvertakesOneThatIsUnderWay) {
     ASSERT_NE(mkdtemp(folder), nullptr);
     const std::string command = slow_command(folder);
     auto first = std::make_unique<CommandBackend>(command, folder);
-    auto late = first->ask(request_of(Operation::kCheckpoint, 12), in(kSoon), -1);
+    auto late = first->ask(request_for(Operation::kCheckpoint, 12), in(kSoon), -1);
     ASSERT_FALSE(late);
     EXPECT_EQ(late.error().kind, ErrorKind::kTimeout);
     first.reset();  // as with a job that has died
     CommandBackend second(command, folder);
-    auto early = second.ask(request_of(Operation::kState, 12), in(kSoon), -1);
+    auto early = second.ask(request_for(Operation::kState, 12), in(kSoon), -1);
     ASSERT_FALSE(early) << "it was asked: " << early->value;
     EXPECT_EQ(early.error().kind, ErrorKind::kTimeout);
     EXPECT_THAT(early.error().text(), HasSubstr("pid 12"));
-    EXPECT_TRUE(second.ask(request_of(Operation::kState, 13), in(kLong), -1)) << "another process";
+    EXPECT_TRUE(second.ask(request_for(Operation::kState, 13), in(kLong), -1)) << "another process";
     std::ofstream(std::string(folder) + "/go");
-    auto now = second.ask(request_of(Operation::kState, 12), in(kLong), -1);
+    auto now = second.ask(request_for(Operation::kState, 12), in(kLong), -1);
     ASSERT_TRUE(now) << now.error().text();
     EXPECT_EQ(now->value, static_cast<int32_t>(ProcessState::kCheckpointed));
     EXPECT_FALSE(std::filesystem::exists(turn_file(folder, 12)));

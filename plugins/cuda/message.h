@@ -68,6 +68,13 @@ struct Request {
     Region regions[kMaxDevices] = {};
 };
 
+inline Request request_for(Operation operation, int32_t pid) {
+    Request request;
+    request.operation = operation;
+    request.pid = pid;
+    return request;
+}
+
 struct Device {
     Uuid uuid;
     uint64_t total_bytes;  // kMap...: of its region; kUsage: what the process has

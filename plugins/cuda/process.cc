@@ -66,13 +66,6 @@ std::vector<Region> regions_of(const Answer& answer) {
     return regions;
 }
 
-Request request_for(Operation operation, pid_t pid) {
-    Request request;
-    request.operation = operation;
-    request.pid = pid;
-    return request;
-}
-
 }  // namespace
 
 Result<std::optional<Process>> Process::find(Backend& backend, pid_t pid, Deadline deadline) {

@@ -18,11 +18,16 @@ inline std::chrono::steady_clock::time_point to_deadline(uint64_t usec) {
     return usec >= deadline_usec(Time::max()) ? Time::max() : Time(std::chrono::microseconds(usec));
 }
 
+// So long after `from`; max() is never.
+inline std::chrono::steady_clock::time_point deadline_after(std::chrono::steady_clock::time_point from,
+                                                            std::chrono::microseconds span) {
+    using Time = std::chrono::steady_clock::time_point;
+    return span >= std::chrono::duration_cast<std::chrono::microseconds>(Time::max() - from) ? Time::max() : from + span;
+}
+
 // So long from now.
 inline std::chrono::steady_clock::time_point deadline_in(std::chrono::microseconds span) {
-    using Time = std::chrono::steady_clock::time_point;
-    const auto now = std::chrono::steady_clock::now();
-    return span >= std::chrono::duration_cast<std::chrono::microseconds>(Time::max() - now) ? Time::max() : now + span;
+    return deadline_after(std::chrono::steady_clock::now(), span);
 }
 
 }  // namespace checkpointd

@@ -23,17 +23,22 @@ def cuda_down_and_up(t):
     tree.check_clean("in the end")
 
 
-@case
-def cuda_that_fails_after_the_lock(t):
-    tree = cuda(t)
-    for fault, options, told in (("checkpoint fail 2", (), "OUT_OF_MEMORY"), ("checkpoint delay 2500", ("--timeout", "1"), "in time"),
-                                 ("lock delay 2500", ("--timeout", "1"), "the deadline of the checkpoint passed")):
+def check_failing_dumps(tree, have_faults, *faults):
+    """Of each fault what is told, and the tree goes on as before."""
+    for fault, options, told in faults:
         since = tree.look()
-        gpu_units.have_faults(tree.host, fault)
+        have_faults(tree.host, fault)
         check_in(told, tree.refuse(tree.dump(*options, check=False), fault), fault)
-        gpu_units.have_faults(tree.host)
+        have_faults(tree.host)
         tree.check_counts(fault, since)
         tree.check_clean(fault)
+
+
+@case
+def cuda_that_fails_after_the_lock(t):
+    check_failing_dumps(cuda(t), gpu_units.have_faults, ("checkpoint fail 2", (), "OUT_OF_MEMORY"),
+                        ("checkpoint delay 2500", ("--timeout", "1"), "in time"),
+                        ("lock delay 2500", ("--timeout", "1"), "the deadline of the checkpoint passed"))
 
 
 @case
@@ -66,14 +71,8 @@ def checks_that_the_environment_switches_off(t):
 
 @case
 def kfd_that_fails_when_queues_stand(t):
-    tree = kfd(t)
-    for fault, told in (("checkpoint fail 12 2", "KFD's CHECKPOINT failed"), ("copy-from fail 5 3", "Input/output error")):
-        since = tree.look()
-        amdgpu_units.have_faults(tree.host, fault)
-        check_in(told, tree.refuse(tree.dump(check=False), fault), fault)
-        amdgpu_units.have_faults(tree.host)
-        tree.check_counts(fault, since)
-        tree.check_clean(fault)
+    check_failing_dumps(kfd(t), amdgpu_units.have_faults, ("checkpoint fail 12 2", (), "KFD's CHECKPOINT failed"),
+                        ("copy-from fail 5 3", (), "Input/output error"))
 
 
 @case

@@ -21,6 +21,7 @@
 #include "core/restore/executor/region.h"
 #include "core/restore/executor/tracer.h"
 #include "core/restore/executor/watchdog.h"
+#include "plugins/host/deadline.h"
 #include "core/restore/restore.h"
 #include "plugins/host/plugins.h"
 #include "restorer/interpreter.h"
@@ -208,10 +209,8 @@ Result<void> prepare_devices(const RestoreRequest& request) {
 
 // The devices' time begins when the tasks stand; they are filled from before.
 Clock::time_point devices_deadline(const RestoreRequest& request, Clock::time_point standing) {
-    constexpr auto kNever = Clock::time_point::max();
-    if (!request.devices_time || *request.devices_time >= kNever - standing)
-        return kNever;
-    return standing + *request.devices_time;
+    return request.devices_time ? deadline_after(standing, *request.devices_time)
+                                : Clock::time_point::max();
 }
 
 // The tasks have their memory and stand. A device that does not come back ends the restore.
