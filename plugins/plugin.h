@@ -129,6 +129,7 @@ struct ckptd_host {
     /*
      * Lets one thread of a held task run, with all its signals blocked; hold_thread() stops it again, as if it had
      * stood all the time. 0, or -1 with errno: ESRCH it is gone, EBUSY tasks do not stand, ETIMEDOUT it does not stop.
+     * It must do its work without a lock that threads which stand may hold, such as that of an interpreter.
      */
     int (*run_thread)(void *context, pid_t pid, pid_t tid);
     int (*hold_thread)(void *context, pid_t pid, pid_t tid, uint64_t deadline_usec);

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/sample/sample_test_util.h"
 
-#include <atomic>
 #include <csignal>
 #include <fstream>
 #include <gmock/gmock.h>
 #include <iterator>
-#include <sys/prctl.h>
+#include <pthread.h>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include <fmt/core.h>
 
 #include "core/checkpoint/bare_process_test_util.h"
+#include "plugins/sample/device/device_thread.h"
 
 namespace checkpointd {
 
@@ -27,23 +27,11 @@ std::string content_of(const std::string& path) {
 [[noreturn]] void use_device(const std::string& folder, const std::function<void()>& each_time) {
     const std::string own = fmt::format("{}/{}", folder, getpid());
     std::ofstream(own) << "4711";
-    std::atomic<bool> answers = false;
-    std::thread device([&] {
-        prctl(PR_SET_NAME, "device");
-        answers = true;
-        for (bool parked = false;; usleep(1000)) {
-            if (file_exists(own + ".park") == parked)
-                continue;
-            parked = !parked;
-            if (parked)
-                std::ofstream(own + ".parked");
-            else
-                unlink((own + ".parked").c_str());
-        }
-    });
+    std::thread device(sample_device_thread, own.c_str());
+    pthread_setname_np(device.native_handle(), "device");  // it may not have come to that yet
     for (int count = 0;; usleep(1000)) {
         each_time();
-        std::ofstream(own + ".count.part") << (answers ? ++count : 0);
+        std::ofstream(own + ".count.part") << ++count;
         rename((own + ".count.part").c_str(), (own + ".count").c_str());
     }
 }

@@ -61,15 +61,10 @@ memory[8:] = b"m" * 8184
 device = f"{FOLDER}/{{parent}}"
 with open(device, "w") as out:
     out.write("4711")
-def answer():
-    ctypes.CDLL(None).prctl(15, b"device")
-    parked = False
-    while True:
-        time.sleep(0.002)
-        if os.path.exists(device + ".park") != parked:
-            parked = not parked
-            open(device + ".parked", "w").close() if parked else os.unlink(device + ".parked")
-threading.Thread(target=answer, daemon=True).start()
+driver = ctypes.CDLL("/usr/lib/checkpointd-test-plugins/sample_device.so")  # which knows nothing of Python's lock
+threading.Thread(target=driver.sample_device_thread, args=[device.encode()], daemon=True).start()
+while "device\\n" not in [open(f"/proc/self/task/{{tid}}/comm").read() for tid in os.listdir("/proc/self/task")]:
+    time.sleep(0.001)
 count = echoes = wrong = 0
 while True:
     wrong += struct.unpack("Q", memory[:8])[0] != count or memory[8:] != b"m" * 8184
