@@ -18,8 +18,8 @@
 #include "core/transaction/undo_kinds.h"
 #include "plugins/amdgpu/checkpoint.h"
 #include "plugins/amdgpu/emulated_program_test_util.h"
-#include "plugins/amdgpu/host_test_util.h"
 #include "plugins/amdgpu/restore.h"
+#include "plugins/host/host_test_util.h"
 #include "tests/gpu/kfd/topology.h"
 
 namespace checkpointd::amdgpu {

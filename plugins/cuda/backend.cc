@@ -9,6 +9,10 @@
 
 namespace checkpointd::cuda {
 
+Backend::Deadline soon(Backend::Deadline deadline) {
+    return std::min(deadline, std::chrono::steady_clock::now() + std::chrono::minutes(1));
+}
+
 bool wait_readable(int fd, Backend::Deadline deadline) {
     using std::chrono::milliseconds;
     constexpr int64_t kMostMs = 60000;  // then it looks again

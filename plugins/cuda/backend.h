@@ -26,6 +26,9 @@ class Backend {
     virtual bool outlives_us() const { return false; }
 };
 
+// For calls that only ask, and for loading the driver, which takes seconds: a minute, or less.
+Backend::Deadline soon(Backend::Deadline deadline);
+
 // Whether there is something to read, or a process has ended (pidfd), before the deadline passes.
 bool wait_readable(int fd, Backend::Deadline deadline);
 

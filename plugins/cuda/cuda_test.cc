@@ -13,6 +13,7 @@
 #include "plugins/cuda/device_store.h"
 #include "plugins/cuda/devices_image.h"
 #include "plugins/cuda/helper_backend.h"
+#include "plugins/cuda/one_process_test_util.h"
 #include "plugins/cuda/preflight.h"
 #include "plugins/cuda/settings.h"
 #include "plugins/cuda/storage_image.h"
@@ -23,9 +24,6 @@ namespace {
 
 using std::chrono::milliseconds;
 using testing::HasSubstr;
-
-constexpr const char* kOne = "GPU-00112233-4455-6677-8899-aabbccddeeff";
-constexpr const char* kTwo = "GPU-ffeeddcc-bbaa-9988-7766-554433221100";
 
 Result<Settings> read(std::map<std::string, std::string> texts) {
     return Settings::read([&](const char* name) {
@@ -75,10 +73,7 @@ TEST(CudaSettings, OfUuidsOnlyWholeOnesAreTaken) {
 
 // One device that was used and one that was not.
 DevicesImage image() {
-    DevicesImage image{3, {}, {"gpu-cs-7.img"}, {}, {}};
-    image.before.device_count = 2;
-    image.before.devices[0] = {*parse_uuid(kOne), 80ull << 30, 10ull << 30};
-    image.before.devices[1] = {*parse_uuid(kTwo), 80ull << 30, 5ull << 30};
+    DevicesImage image{3, two_devices(), {"gpu-cs-7.img"}, {}, {}};
     image.after = image.before;
     image.after->devices[0].free_bytes = 40ull << 30;
     return image;

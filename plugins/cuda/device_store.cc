@@ -28,13 +28,6 @@ DeviceStore::DeviceStore(ScopedFd file, std::vector<Region> regions)
         go_around_page_cache(file_.get());
 }
 
-uint64_t DeviceStore::bytes() const {
-    uint64_t sum = 0;
-    for (const Region& region : regions_)
-        sum += region.size;
-    return sum;
-}
-
 Result<void> DeviceStore::make_memory() {
     std::lock_guard lock(mutex_);
     if (!memory_)

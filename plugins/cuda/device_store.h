@@ -20,7 +20,7 @@ class DeviceStore {
     DeviceStore(ScopedFd file, std::vector<Region> regions);
 
     const std::vector<Region>& regions() const { return regions_; }
-    uint64_t bytes() const;
+    uint64_t bytes() const { return size_of(regions_); }
 
     // The buffer has room up to the next multiple of kAlignment, which is overwritten.
     Result<void> write(uint64_t at, void* data, size_t size);

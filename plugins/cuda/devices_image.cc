@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "images/json.h"
-#include "plugins/cuda/settings.h"
+#include "plugins/cuda/devices.h"
 
 namespace checkpointd::cuda {
 namespace {
@@ -71,8 +71,7 @@ Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer
     for (const WantedDevice& device : wanted) {
         if (device.bytes == 0)
             continue;  // it was there, and not used
-        auto mapped = std::find_if(map.begin(), map.end(), [&](const GpuPair& pair) { return pair.from == device.uuid; });
-        const Uuid& uuid = mapped == map.end() ? device.uuid : mapped->to;
+        const Uuid uuid = device_for(device.uuid, map);
         const Device* found = find(here, uuid);
         if (found == nullptr)
             missing.push_back({ErrorKind::kUnsupported, to_string(uuid), "is not here",

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "plugins/cuda/cuda_abi.h"
 
@@ -56,6 +57,13 @@ struct Region {
     uint64_t size;
     uint64_t offset;
 };
+
+inline uint64_t size_of(const std::vector<Region>& regions) {
+    uint64_t sum = 0;
+    for (const Region& region : regions)
+        sum += region.size;
+    return sum;
+}
 
 struct Request {
     uint32_t version = kMessageVersion;

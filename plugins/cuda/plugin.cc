@@ -4,6 +4,7 @@
 #include "plugins/plugin.h"
 
 #include "plugins/cuda/session.h"
+#include "plugins/cuda/undo.h"
 #include "plugins/cuda/undo_record.h"
 #include "plugins/host/deadline.h"
 #include "plugins/host/tell.h"
@@ -48,7 +49,7 @@ int resume(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
     return tell(call, of(self).resume(list(pids, count), deadline_of(call)));
 }
 
-int undo(const char* record, ckptd_call* call) { return tell(call, Session::undo(record, deadline_of(call))); }
+int undo(const char* record, ckptd_call* call) { return tell(call, undo_recorded(record, deadline_of(call))); }
 
 uint64_t undo_usec(const char* record) {
     const auto known = UndoRecord::parse(record);

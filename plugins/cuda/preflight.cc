@@ -76,6 +76,11 @@ std::string mib(uint64_t bytes) { return fmt::format("{} MiB", (bytes + (1u << 2
 
 }  // namespace
 
+bool may_use_cuda(pid_t pid) {
+    auto maps = read_file(AT_FDCWD, fmt::format("/proc/{}/maps", pid));
+    return maps && maps->find("libcuda.so") != std::string::npos;
+}
+
 // A folder each: capabilities/gpuN/mig/giM.
 std::vector<Error> find_instances(const std::string& capabilities) {
     std::vector<Error> blockers;

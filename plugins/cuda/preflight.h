@@ -12,6 +12,8 @@
 
 namespace checkpointd::cuda {
 
+// Whether it has the driver's library: saves a call to the driver for each process without.
+bool may_use_cuda(pid_t pid);
 // Devices that are divided into instances.
 std::vector<Error> find_instances(const std::string& capabilities = "/proc/driver/nvidia/capabilities");
 // Descriptors of NVIDIA's devices of a process that the driver does not know: one that was forked by a CUDA process and

@@ -11,9 +11,10 @@
 #include "core/transaction/undo_kinds.h"
 #include "plugins/cuda/command_backend.h"
 #include "plugins/cuda/kept_file.h"
+#include "plugins/cuda/one_process_test_util.h"
 #include "plugins/cuda/process.h"
-#include "plugins/cuda/session.h"
 #include "plugins/cuda/turn.h"
+#include "plugins/cuda/undo.h"
 #include "plugins/cuda/undo_record.h"
 
 namespace checkpointd::cuda {
@@ -21,64 +22,6 @@ namespace {
 
 using testing::HasSubstr;
 namespace fs = std::filesystem;
-
-const auto kDeadline = std::chrono::steady_clock::now() + std::chrono::hours(1);
-
-// A driver with one process, whose calls do what they should and answer `code`.
-class OneProcess : public Backend {
-  public:
-    Result<Answer> ask(const Request& request, Deadline deadline, int) override {
-        asked.push_back(request.operation);
-        Answer answer;
-        std::snprintf(answer.text, sizeof(answer.text), "said");
-        switch (request.operation) {
-            case Operation::kThread: answer.code = known; return answer;
-            case Operation::kState: answer.value = static_cast<int32_t>(state); return answer;
-            case Operation::kHeld: answer.value = held; return answer;
-            case Operation::kCopy: copy_deadline = deadline; return answer;
-            case Operation::kMapCheckpoint: state = ProcessState::kCheckpointing; break;
-            case Operation::kMapRestore: state = ProcessState::kRestoring; break;
-            case Operation::kComplete: complete(); break;
-            case Operation::kRestore: state = ProcessState::kLocked; break;
-            case Operation::kUnlock: state = ProcessState::kRunning; break;
-            default: return answer;
-        }
-        answer.code = code;
-        if (!thread_runs)
-            without_thread.push_back(request.operation);
-        return answer;
-    }
-    bool finish_late(Deadline) override { return true; }
-
-    void complete() {
-        const bool was_restored = std::exchange(state, ProcessState::kCheckpointed) == ProcessState::kRestoring;
-        held = was_restored ? 0 : kHeldContents;
-        if (was_restored)
-            state = ProcessState::kLocked;
-    }
-    Process process() { return **Process::find(*this, getpid(), kDeadline); }
-
-    int32_t known = kSuccess, code = kSuccess, held = 0;
-    ProcessState state = ProcessState::kLocked;
-    bool thread_runs = false;
-    Deadline copy_deadline{};
-    std::vector<Operation> asked, without_thread;
-};
-
-// Lets the thread of that process run.
-ckptd_host host_of(OneProcess& driver) {
-    ckptd_host host{};
-    host.context = &driver;
-    host.run_thread = [](void* one, pid_t, pid_t) {
-        static_cast<OneProcess*>(one)->thread_runs = true;
-        return 0;
-    };
-    host.hold_thread = [](void* one, pid_t, pid_t, uint64_t) {
-        static_cast<OneProcess*>(one)->thread_runs = false;
-        return 0;
-    };
-    return host;
-}
 
 TEST(CudaProcess, ADriverThatCannotBeAskedDoesNotSayThatItUsesNone) {
     OneProcess driver;
@@ -170,13 +113,13 @@ TEST_F(CudaFolder, AProcessThatLivesAndIsNotKnownAnyMoreIsNotUndone) {
         GTEST_SKIP() << "needs root";
     const std::string none = script("echo 'invalid argument'; exit 1");
     const UndoRecord record{getpid(), *process_start_time(getpid()), UndoRecord::kByCommand, 0, {}, none};
-    EXPECT_TRUE(Session::undo(record.text(), kDeadline)) << "it has no CUDA in it";
+    EXPECT_TRUE(undo_recorded(record.text(), kDeadline)) << "it has no CUDA in it";
     const std::string library = folder_ + "/libcuda.so.1";
     ScopedFd file(open(library.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0700));
     ASSERT_EQ(ftruncate(file.get(), 4096), 0);
     void* mapped = mmap(nullptr, 4096, PROT_READ, MAP_PRIVATE, file.get(), 0);
     ASSERT_NE(mapped, MAP_FAILED);
-    const auto undone = Session::undo(record.text(), kDeadline);
+    const auto undone = undo_recorded(record.text(), kDeadline);
     ASSERT_FALSE(undone);
     EXPECT_THAT(undone.error().line(), HasSubstr("knows nothing of it any more"));
     munmap(mapped, 4096);

@@ -2,7 +2,6 @@
 #include "plugins/cuda/session.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <csignal>
 #include <fcntl.h>
 #include <poll.h>
@@ -10,14 +9,12 @@
 #include <unistd.h>
 
 #include "core/base/io.h"
-#include "core/kernel/liveness.h"
-#include "core/kernel/proc_status.h"
 #include "core/kernel/room.h"
 #include "core/transaction/undo_kinds.h"
+#include "plugins/cuda/devices.h"
 #include "plugins/cuda/devices_image.h"
 #include "plugins/cuda/kept_file.h"
 #include "plugins/cuda/preflight.h"
-#include "plugins/cuda/storage_image.h"
 #include "plugins/cuda/undo_record.h"
 
 namespace checkpointd::cuda {
@@ -26,31 +23,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kControlDevice = "/dev/nvidiactl";
-// For calls that ask, and for loading the driver, which takes seconds.
-constexpr std::chrono::seconds kAskTime{60};
-
-// Saves a call to the driver for each process: whoever uses CUDA has its library mapped.
-bool may_use_cuda(pid_t pid) {
-    auto maps = read_file(AT_FDCWD, fmt::format("/proc/{}/maps", pid));
-    return maps && maps->find("libcuda.so") != std::string::npos;
-}
-
-std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
-
-std::string here_text(const Answer& devices) {
-    return fmt::format("is of CUDA {} and has {} device{}", version_text(devices.value), devices.device_count,
-                       devices.device_count == 1 ? "" : "s");
-}
-
-void append(std::vector<Error>& to, std::vector<Error> more) {
-    std::move(more.begin(), more.end(), std::back_inserter(to));
-}
-
-// By the PID that it has for itself, as in all of an image.
-Result<std::string> storage_name_of(pid_t pid) {
-    CKPT_ASSIGN(const ProcStatus status, read_status(pid));
-    return storage_image_name(status.ns_pids.empty() ? pid : status.ns_pids.back());
-}
 
 // Into the page cache, for as long as there is more than a half of free memory left.
 void read_ahead(int fd, int cancel_fd) {
@@ -67,15 +39,6 @@ void read_ahead(int fd, int cancel_fd) {
     }
 }
 
-uint64_t size_of(const std::vector<Region>& regions) {
-    uint64_t sum = 0;
-    for (const Region& region : regions)
-        sum += region.size;
-    return sum;
-}
-
-Backend::Deadline soon(Backend::Deadline deadline) { return std::min(deadline, Clock::now() + kAskTime); }
-
 }  // namespace
 
 Result<std::unique_ptr<Session>> Session::open(const ckptd_host& host, ckptd_purpose purpose) {
@@ -84,16 +47,6 @@ Result<std::unique_ptr<Session>> Session::open(const ckptd_host& host, ckptd_pur
     if (access(kControlDevice, F_OK) != 0)
         return std::unique_ptr<Session>();
     return std::unique_ptr<Session>(new Session(host, purpose, std::move(settings)));
-}
-
-Result<Answer> Session::devices(bool with_memory, Deadline deadline) {
-    Request request;
-    request.operation = with_memory ? Operation::kMemory : Operation::kHello;
-    CKPT_ASSIGN(Answer answer, backend_->ask(request, soon(deadline)));
-    if (answer.code == kSuccess && answer.value >= kBaseVersion)
-        return answer;
-    return fail(ErrorKind::kUnsupported, "CUDA driver", fmt::format("cannot checkpoint processes: {}", answer.text),
-                "install a driver of version 570 or newer, or switch the plugin off (plugins: {cuda: no})");
 }
 
 Result<bool> Session::find_processes(const std::vector<pid_t>& pids, Deadline deadline) {
@@ -113,91 +66,18 @@ Result<bool> Session::find_processes(const std::vector<pid_t>& pids, Deadline de
     return !processes_.empty();
 }
 
-uint64_t Session::taken_bytes() const {
-    uint64_t taken = 0;
-    for (uint32_t i = 0; i < before_.device_count; ++i)
-        taken += before_.devices[i].total_bytes - before_.devices[i].free_bytes;
-    return taken;
-}
-
-// Of a process of which nobody tells what it has, it may be all that is taken.
-Result<void> Session::measure(Deadline deadline) {
-    for (const Process& process : processes_)
-        CKPT_TRY(measure(process, deadline));
-    return {};
-}
-
-Result<void> Session::measure(const Process& process, Deadline deadline) {
-    CKPT_ASSIGN(auto had, process.device_memory(soon(deadline)));
-    bytes_[process.pid()] = had ? size_of(*had) : taken_bytes();
-    had_[process.pid()] = std::move(had);
-    return {};
-}
-
-// What the driver copies goes to memory of the processes first.
-Result<std::vector<Error>> Session::check_host_memory() const {
-    std::vector<Staging> processes;
-    for (const auto& [pid, bytes] : bytes_)
-        processes.push_back({pid, bytes});
-    return settings_.checks_memory ? check_staging(processes, taken_bytes()) : std::vector<Error>();
-}
-
-Result<std::vector<Error>> Session::check_processes(Deadline deadline) {
-    std::vector<Error> blockers;
-    for (const Process& process : processes_) {
-        CKPT_ASSIGN(const ProcessState state, process.state(soon(deadline)));
-        if (state != ProcessState::kRunning)
-            blockers.push_back({ErrorKind::kConflict, fmt::format("pid {} (CUDA)", process.pid()),
-                                "is locked or checkpointed by somebody else already",
-                                "bring it back: cuda-checkpoint --toggle --pid PID", 0, {}});
-        append(blockers, find_mps(process.pid()));
-    }
-    return blockers;
-}
-
-// Everything that is known before anything is locked, in one answer.
-Result<void> Session::check_here(const std::vector<pid_t>& pids, Deadline deadline) {
-    std::vector<Error> blockers = find_instances();
-    CKPT_ASSIGN(before_, devices(true, deadline));
-    // A helper that dies with us would take what it has mapped along.
-    const bool wants_storage = settings_.storage == StorageWanted::kCustom ||
-                               (settings_.storage == StorageWanted::kAuto && backend_->outlives_us());
-    stores_ = wants_storage && before_.offers_storage != 0;
-    if (settings_.storage == StorageWanted::kCustom && !stores_)
-        blockers.push_back({ErrorKind::kUnsupported, "CUDA driver", "gives device memory to nobody",
-                            "install a driver of version 615 or newer, or set plugins: {cuda: {storage: auto}}", 0, {}});
-    CKPT_TRY(measure(deadline));
-    if (!stores_) {
-        CKPT_ASSIGN(auto memory, check_host_memory());
-        append(blockers, std::move(memory));
-    }
-    CKPT_ASSIGN(auto of_processes, check_processes(deadline));
-    append(blockers, std::move(of_processes));
-    append(blockers, leftovers(pids));
-    if (!blockers.empty())
-        blockers.push_back({blockers.front().kind, "CUDA driver", here_text(before_), {}, 0, {}});
-    return all_blockers("CUDA", "cannot be carried", std::move(blockers));
-}
-
-std::vector<Error> Session::leftovers(const std::vector<pid_t>& pids) const {
-    std::vector<Error> blockers;
-    for (pid_t pid : pids)
-        if (std::none_of(processes_.begin(), processes_.end(), [&](const Process& one) { return one.pid() == pid; }))
-            append(blockers, find_leftovers(pid));
-    return blockers;
-}
-
 Result<bool> Session::probe(const std::vector<pid_t>& pids, Deadline deadline) {
     if (purpose_ == CKPTD_RESTORE) {
         CKPT_ASSIGN(backend_, open_backend(settings_));
-        CKPT_TRY(check_image(deadline));
+        CKPT_ASSIGN(image_, check_restore(*backend_, settings_, host_, deadline));
         return true;
     }
     CKPT_ASSIGN(const bool found, find_processes(pids, deadline));
-    if (found)
-        CKPT_TRY(check_here(pids, deadline));
-    else
-        CKPT_TRY(all_blockers("CUDA", "cannot be carried", leftovers(pids)));
+    if (found) {
+        CKPT_ASSIGN(facts_, check_checkpoint(*backend_, settings_, pids, processes_, deadline));
+    } else {
+        CKPT_TRY(check_checkpoint(pids));
+    }
     return found;
 }
 
@@ -205,7 +85,7 @@ Result<bool> Session::probe(const std::vector<pid_t>& pids, Deadline deadline) {
 // it back.
 Result<void> Session::write_down(const Process& process, const char* way, const std::string& rest) {
     CKPT_ASSIGN(const uint64_t start, process_start_time(process.pid()));
-    const UndoRecord record{process.pid(), start, way, bytes_[process.pid()], settings_.checkpoint_timeout, rest};
+    const UndoRecord record{process.pid(), start, way, facts_.usage.bytes_of(process.pid()), settings_.checkpoint_timeout, rest};
     const uint64_t id = host_.journal(host_.context, record.text().c_str());
     if (id == 0)
         return fail(ErrorKind::kSystem, "journal", "cannot write down that CUDA is to be unlocked");
@@ -230,23 +110,14 @@ Result<void> Session::quiesce(const std::vector<pid_t>&) {
     return {};
 }
 
-// The name says which of its own memory it is, so that a restore finds it; the file is in the journal, under a name of its
-// own (keep_file()), because from the end of the copy on it alone has these numbers, should the helper die as well.
+// The file is in the journal, under a name of its own (keep_file()), because from the end of the copy on it alone has these
+// numbers, should the helper die as well.
 Result<void> Session::start_copy(Process& process, std::vector<Region> regions, Deadline deadline) {
-    place_regions(regions);
-    Stored& stored = stored_[process.pid()];
-    stored.deadline = deadline;
-    stored.regions = std::move(regions);
-    CKPT_ASSIGN(stored.name, storage_name_of(process.pid()));
-    stored.file.reset(host_.open_image(host_.context, stored.name.c_str()));
-    if (!stored.file)
-        return fail_errno(stored.name, "cannot be made");
-    CKPT_ASSIGN(const uint64_t start, process_start_time(process.pid()));
-    CKPT_ASSIGN(stored.kept, keep_file(stored.file.get(), process.pid(), start));
-    bytes_[process.pid()] = size_of(stored.regions);
-    had_[process.pid()] = stored.regions;
-    CKPT_TRY(write_down(process, UndoRecord::kByStorage, stored.kept));
-    return process.copy({stored.file.get(), stored.regions}, deadline);
+    CKPT_ASSIGN(auto made, DeviceFile::create(host_, process.pid(), std::move(regions)));
+    const DeviceFile& file = stored_.insert_or_assign(process.pid(), Stored{std::move(made), deadline}).first->second.file;
+    facts_.usage.set(process.pid(), file.image().regions);
+    CKPT_TRY(write_down(process, UndoRecord::kByStorage, file.kept()));
+    return process.copy(file.image(), deadline);
 }
 
 // Where the choice is ours and this driver cannot after all, it goes the old way.
@@ -259,17 +130,17 @@ Result<void> Session::map(Process& process, Deadline deadline) {
                                                              : process.state(soon(deadline));
     if (settings_.storage == StorageWanted::kCustom || !state || *state != ProcessState::kLocked)
         return tl::unexpected(std::move(regions).error());
-    CKPT_TRY(measure(process, deadline));
-    CKPT_ASSIGN(auto no_room, check_host_memory());
-    CKPT_TRY(all_blockers("CUDA", "has no room in memory", std::move(no_room)));
+    CKPT_TRY(facts_.usage.measure(process, deadline));
+    if (settings_.checks_memory)
+        CKPT_TRY(all_blockers("CUDA", "has no room in memory", facts_.usage.check_host_memory()));
     CKPT_TRY(write_down(process, UndoRecord::kByDriver, ""));
     return process.checkpoint(host_, deadline);
 }
 
 Result<void> Session::take_off(Process& process, Deadline deadline) {
-    if (stores_)
+    if (facts_.stores)
         return map(process, deadline);
-    CKPT_TRY(measure(process, deadline));  // from here on that stays
+    CKPT_TRY(facts_.usage.measure(process, deadline));  // from here on that stays
     return process.checkpoint(host_, deadline);
 }
 
@@ -282,8 +153,8 @@ Result<void> Session::in_time(const Process& process, Result<void> done) {
     done.error().message += leaves ? "; it is left as it is, as plugins.cuda.on-timeout says"
                                    : "; it is ended, as plugins.cuda.on-timeout says";
     if (leaves)
-        done.error().remedy = stores_ ? "restart the unit" : fmt::format("cuda-checkpoint --toggle --pid {}, or restart the unit",
-                                                                         process.pid());
+        done.error().remedy = facts_.stores ? "restart the unit"
+                                            : fmt::format("cuda-checkpoint --toggle --pid {}, or restart the unit", process.pid());
     return done;
 }
 
@@ -296,36 +167,25 @@ Result<void> Session::prepare(const ckptd_call& call, Deadline deadline) {
     return finish_copies(call);
 }
 
-// With its header, which nothing has that is not whole: the rest may be in memory of the helper.
-Result<void> Session::end_file(Stored& stored) {
-    const std::string header = storage_header(stored.regions);
-    alignas(kStorageHeader) char page[kStorageHeader] = {};  // the file may be one that goes past the page cache
-    std::copy(header.begin(), header.end(), page);
-    if (pwrite(stored.file.get(), page, sizeof(page), 0) != static_cast<ssize_t>(sizeof(page)))
-        return fail_errno(stored.name, "cannot be written");
-    stored.is_whole = true;
-    return {};
-}
-
 Result<void> Session::finish_copies(const ckptd_call& call) {
     uint64_t total = 0;
     for (const auto& [pid, stored] : stored_)
-        for (const Region& region : stored.regions)
-            total += region.size;
+        total += facts_.usage.bytes_of(pid);
     for (auto process = processes_.rbegin(); process != processes_.rend(); ++process) {
         auto found = stored_.find(process->pid());
         if (found == stored_.end())
             continue;
+        Stored& stored = found->second;
         Watch watch{call.cancel_fd, [&](uint64_t bytes) {
-                        found->second.bytes = bytes;
+                        stored.copied = bytes;
                         uint64_t done = 0;
-                        for (const auto& [pid, stored] : stored_)
-                            done += stored.bytes;
+                        for (const auto& [pid, one] : stored_)
+                            done += one.copied;
                         call.progress(&call, done, total);
                     }};
-        CKPT_TRY(in_time(*process, process->copied(found->second.deadline, watch)));
-        CKPT_TRY(end_file(found->second));
-        CKPT_TRY(in_time(*process, process->finish(host_, found->second.deadline)));
+        CKPT_TRY(in_time(*process, process->copied(stored.deadline, watch)));
+        CKPT_TRY(stored.file.end());
+        CKPT_TRY(in_time(*process, process->finish(host_, stored.deadline)));
     }
     return {};
 }
@@ -333,9 +193,9 @@ Result<void> Session::finish_copies(const ckptd_call& call) {
 // What goes on beside the memory of the processes: the way of the files to or from the disk.
 Result<void> Session::transfer(const ckptd_call& call) {
     for (const auto& [pid, stored] : stored_)
-        if (purpose_ == CKPTD_CHECKPOINT && fdatasync(stored.file.get()) != 0)
-            return fail_errno(stored.name, "cannot be written");
-    for (const ScopedFd& file : to_read_)
+        if (purpose_ == CKPTD_CHECKPOINT)
+            CKPT_TRY(stored.file.sync());
+    for (const ScopedFd& file : image_.storages)
         read_ahead(file.get(), call.cancel_fd);
     return {};
 }
@@ -344,52 +204,17 @@ Result<void> Session::transfer(const ckptd_call& call) {
 Result<void> Session::complete(Deadline deadline) {
     if (purpose_ == CKPTD_RESTORE)
         return {};
-    DevicesImage image{processes_.size(), before_, {}, {}, {}};
-    for (const auto& [pid, had] : had_)
-        if (had)
-            image.known.insert(image.known.end(), had->begin(), had->end());
-    if (std::any_of(had_.begin(), had_.end(), [](const auto& one) { return !one.second; })) {
-        CKPT_ASSIGN(image.after, devices(true, deadline));
+    DevicesImage image{processes_.size(), facts_.usage.devices(), {}, facts_.usage.known(), {}};
+    if (!facts_.usage.is_all_known()) {
+        CKPT_ASSIGN(image.after, ask_devices(*backend_, deadline));
     }
     for (const auto& [pid, stored] : stored_)
-        image.storages.push_back(stored.name);
+        image.storages.push_back(stored.file.name());
     ScopedFd file(host_.open_image(host_.context, kDevicesImage));
     if (!file)
         return fail_errno(kDevicesImage, "cannot be made");
     const std::string text = to_json(image);
     return write_all(file.get(), text.data(), text.size(), kDevicesImage);
-}
-
-Result<void> Session::check_storages(const WantedDevices& wanted, const Answer& here) {
-    if (!wanted.storages.empty() && here.offers_storage == 0)
-        return fail(ErrorKind::kUnsupported, "CUDA driver",
-                    fmt::format("is of CUDA {}, and takes device memory from nobody, as this image needs",
-                                version_text(here.value)),
-                    "install a driver of version 615 or newer, and set backend: driver-api");
-    for (const std::string& name : wanted.storages) {
-        ScopedFd file(host_.open_image(host_.context, name.c_str()));
-        if (!file)
-            return fail_errno(name, "cannot be read");
-        CKPT_TRY(read_storage_header(file.get(), name));
-        to_read_.push_back(std::move(file));
-    }
-    return {};
-}
-
-Result<void> Session::check_image(Deadline deadline) {
-    ScopedFd file(host_.open_image(host_.context, kDevicesImage));
-    if (!file && errno == ENOENT)
-        return {};  // of CRIU, which keeps no such list
-    if (!file)
-        return fail_errno(kDevicesImage, "cannot be read");
-    CKPT_ASSIGN(const std::string text, read_fd(file.get(), kDevicesImage, 1 << 20));
-    CKPT_ASSIGN(const auto wanted, parse_devices(text));
-    wanted_processes_ = wanted.processes;
-    CKPT_ASSIGN(const Answer here, devices(true, deadline));
-    CKPT_TRY(check_storages(wanted, here));
-    if (settings_.by_command)
-        return {};  // the command does not tell which devices there are
-    return check_devices(wanted.devices, here, settings_.device_map, settings_.checks_memory);
 }
 
 void Session::leave_or_end(const Process& process) {
@@ -412,25 +237,12 @@ Result<void> Session::give_up_on(Process& process, Error why, Deadline deadline)
 // of the image, if there is one, for the devices that take the place of those it names.
 Result<Image> Session::image_of(pid_t pid) {
     auto found = stored_.find(pid);
-    if (found != stored_.end() && (found->second.is_whole || purpose_ == CKPTD_RESTORE))
-        return Image{found->second.file.get(), found->second.regions};
+    if (found != stored_.end() && found->second.file.is_whole())
+        return found->second.file.image();
     if (purpose_ == CKPTD_CHECKPOINT)
         return Image();
-    Stored stored;
-    CKPT_ASSIGN(stored.name, storage_name_of(pid));
-    stored.file.reset(host_.open_image(host_.context, stored.name.c_str()));
-    if (!stored.file)
-        return errno == ENOENT ? Result<Image>(Image()) : fail_errno(stored.name, "cannot be read");
-    CKPT_ASSIGN(stored.regions, read_storage_header(stored.file.get(), stored.name));
-    for (Region& region : stored.regions)
-        for (const GpuPair& pair : settings_.device_map)
-            if (region.uuid == pair.from) {
-                region.uuid = pair.to;
-                break;
-            }
-    Image image{stored.file.get(), stored.regions};
-    stored_[pid] = std::move(stored);
-    return image;
+    CKPT_ASSIGN(auto file, DeviceFile::open(host_, pid, settings_.device_map));
+    return file ? stored_.insert_or_assign(pid, Stored{std::move(*file), {}}).first->second.file.image() : Image();
 }
 
 Result<void> Session::bring_back(Process& process, Deadline deadline) {
@@ -449,70 +261,43 @@ Result<void> Session::begin_restores(Deadline deadline) {
     return {};
 }
 
+Result<void> Session::find_restored(const std::vector<pid_t>& pids, Deadline deadline) {
+    CKPT_TRY(find_processes(pids, deadline));
+    if (processes_.size() < image_.processes)
+        return fail(ErrorKind::kSystem, "CUDA", fmt::format("the driver knows {} of the {} processes that used it",
+                                                            processes_.size(), image_.processes));
+    return {};
+}
+
+Result<void> Session::resume(Process& process, Deadline deadline) {
+    if (purpose_ == CKPTD_CHECKPOINT && !process.is_touched())
+        return {};
+    if (late_.contains(process.pid())) {
+        leave_or_end(process);
+        return {};
+    }
+    auto back = bring_back(process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout));
+    if (!back && back.error().kind == ErrorKind::kTimeout)
+        back = give_up_on(process, std::move(back).error(), deadline);
+    CKPT_TRY(std::move(back));
+    (void)forget(process.pid());
+    if (auto stored = stored_.find(process.pid()); stored != stored_.end())
+        drop_kept(stored->second.file.kept());
+    return {};
+}
+
 Result<void> Session::resume(const std::vector<pid_t>& pids, Deadline deadline) {
     if (purpose_ == CKPTD_RESTORE) {
-        CKPT_TRY(find_processes(pids, deadline));
-        if (processes_.size() < wanted_processes_)
-            return fail(ErrorKind::kSystem, "CUDA", fmt::format("the driver knows {} of the {} processes that used it",
-                                                                processes_.size(), wanted_processes_));
+        CKPT_TRY(find_restored(pids, deadline));
         CKPT_TRY(begin_restores(std::min(deadline, Clock::now() + settings_.checkpoint_timeout)));
     }
     std::vector<Error> failures;
-    for (auto process = processes_.rbegin(); process != processes_.rend(); ++process) {
-        if (purpose_ == CKPTD_CHECKPOINT && !process->is_touched())
-            continue;
-        if (late_.contains(process->pid())) {
-            leave_or_end(*process);
-            continue;
-        }
-        auto back = bring_back(*process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout));
-        if (!back && back.error().kind == ErrorKind::kTimeout)
-            back = give_up_on(*process, std::move(back).error(), deadline);
-        if (!back) {
+    for (auto process = processes_.rbegin(); process != processes_.rend(); ++process)
+        if (auto back = resume(*process, deadline); !back)
             failures.push_back(std::move(back).error());
-            continue;
-        }
-        (void)forget(process->pid());
-        if (auto stored = stored_.find(process->pid()); stored != stored_.end())
-            drop_kept(stored->second.kept);
-    }
     if (failures.size() == 1)
         return tl::unexpected(std::move(failures.front()));
     return all_blockers("CUDA", "could not be brought back", std::move(failures));
-}
-
-static Result<void> undo_one(const UndoRecord& record, Backend::Deadline deadline) {
-    CKPT_ASSIGN(const bool lives, process_lives(record.pid, record.start));
-    if (!lives)
-        return {};
-    const bool is_stored = record.way == UndoRecord::kByStorage;
-    Settings settings;
-    settings.by_command = record.way == UndoRecord::kByCommand;
-    settings.command = record.rest;
-    CKPT_ASSIGN(auto own, open_backend(settings));
-    // A call of the dead job that is still under way comes first.
-    CKPT_ASSIGN(auto process, Process::find(*own, record.pid, deadline));
-    if (!process)
-        return may_use_cuda(record.pid) ? fail(ErrorKind::kSystem, fmt::format("pid {} (CUDA)", record.pid),
-                                               "the driver knows nothing of it any more", "restart the unit")
-                                        : Result<void>();  // it runs another program by now
-    if (is_stored)
-        process->expect_contents();
-    // The helper has all that it copied; should it be gone, the file is yet there, and has a header if it is whole.
-    ScopedFd file(is_stored ? ::open(record.rest.c_str(), O_RDONLY | O_CLOEXEC) : -1);
-    auto regions = file ? read_storage_header(file.get(), record.rest) : std::vector<Region>();
-    const Image image = file && regions ? Image{file.get(), *regions} : Image();
-    return process->bring_back(nullptr, {}, image, deadline);
-}
-
-Result<void> Session::undo(const std::string& text, Deadline deadline) {
-    const auto record = UndoRecord::parse(text);
-    if (!record)
-        return fail(ErrorKind::kInternal, "plugins.undo", "a record of the CUDA plugin cannot be read");
-    CKPT_TRY(undo_one(*record, deadline));
-    if (record->way == UndoRecord::kByStorage)
-        drop_kept(record->rest);
-    return {};
 }
 
 }  // namespace checkpointd::cuda

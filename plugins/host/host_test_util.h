@@ -19,7 +19,7 @@
 #include "images/test_dir.h"
 #include "plugins/plugin.h"
 
-namespace checkpointd::amdgpu {
+namespace checkpointd {
 
 class TestHost {
   public:
@@ -115,4 +115,4 @@ class TestHost {
     bool closed_ = false;
 };
 
-}  // namespace checkpointd::amdgpu
+}  // namespace checkpointd

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "plugins/cuda/checkpoint_preflight.h"
+
+#include <algorithm>
+
+#include "plugins/cuda/devices.h"
+#include "plugins/cuda/preflight.h"
+
+namespace checkpointd::cuda {
+namespace {
+
+void append(std::vector<Error>& to, std::vector<Error> more) {
+    std::move(more.begin(), more.end(), std::back_inserter(to));
+}
+
+Result<void> outcome(std::vector<Error> blockers) { return all_blockers("CUDA", "cannot be carried", std::move(blockers)); }
+
+// A helper that dies with us would take what it has mapped along.
+bool wants_storage(const Settings& settings, const Backend& backend) {
+    return settings.storage == StorageWanted::kCustom || (settings.storage == StorageWanted::kAuto && backend.outlives_us());
+}
+
+Error lacks_storage() {
+    return {ErrorKind::kUnsupported, "CUDA driver", "gives device memory to nobody",
+            "install a driver of version 615 or newer, or set plugins: {cuda: {storage: auto}}", 0, {}};
+}
+
+Result<std::vector<Error>> check_processes(const std::vector<Process>& processes, Backend::Deadline deadline) {
+    std::vector<Error> blockers;
+    for (const Process& process : processes) {
+        CKPT_ASSIGN(const ProcessState state, process.state(soon(deadline)));
+        if (state != ProcessState::kRunning)
+            blockers.push_back({ErrorKind::kConflict, fmt::format("pid {} (CUDA)", process.pid()),
+                                "is locked or checkpointed by somebody else already",
+                                "bring it back: cuda-checkpoint --toggle --pid PID", 0, {}});
+        append(blockers, find_mps(process.pid()));
+    }
+    return blockers;
+}
+
+std::vector<Error> leftovers(const std::vector<pid_t>& pids, const std::vector<Process>& processes) {
+    std::vector<Error> blockers;
+    for (pid_t pid : pids)
+        if (std::none_of(processes.begin(), processes.end(), [&](const Process& one) { return one.pid() == pid; }))
+            append(blockers, find_leftovers(pid));
+    return blockers;
+}
+
+// For whoever reads the others.
+Error here(ErrorKind kind, const Answer& devices) {
+    return {kind, "CUDA driver", fmt::format("is of CUDA {} and has {} device{}", version_text(devices), devices.device_count,
+                                             devices.device_count == 1 ? "" : "s"), {}, 0, {}};
+}
+
+}  // namespace
+
+Result<CheckpointFacts> check_checkpoint(Backend& backend, const Settings& settings, const std::vector<pid_t>& pids,
+                                         const std::vector<Process>& processes, Backend::Deadline deadline) {
+    std::vector<Error> blockers = find_instances();
+    CKPT_ASSIGN(const Answer devices, ask_devices(backend, deadline));
+    CheckpointFacts facts{wants_storage(settings, backend) && devices.offers_storage != 0, Usage(devices)};
+    if (settings.storage == StorageWanted::kCustom && !facts.stores)
+        blockers.push_back(lacks_storage());
+    for (const Process& process : processes)
+        CKPT_TRY(facts.usage.measure(process, deadline));
+    if (!facts.stores && settings.checks_memory)
+        append(blockers, facts.usage.check_host_memory());
+    CKPT_ASSIGN(auto of_processes, check_processes(processes, deadline));
+    append(blockers, std::move(of_processes));
+    append(blockers, leftovers(pids, processes));
+    if (!blockers.empty())
+        blockers.push_back(here(blockers.front().kind, devices));
+    CKPT_TRY(outcome(std::move(blockers)));
+    return facts;
+}
+
+Result<void> check_checkpoint(const std::vector<pid_t>& pids) { return outcome(leftovers(pids, {})); }
+
+}  // namespace checkpointd::cuda

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// What is asked for a checkpoint, of the driver and of the machine, before any process is locked.
+#pragma once
+
+#include <sys/types.h>
+#include <vector>
+
+#include "core/base/error.h"
+#include "plugins/cuda/process.h"
+#include "plugins/cuda/settings.h"
+#include "plugins/cuda/usage.h"
+
+namespace checkpointd::cuda {
+
+// What came out of it.
+struct CheckpointFacts {
+    bool stores = false;  // device memory goes to files of the image, by us
+    Usage usage;
+};
+
+// `pids`: all of the job, of which `processes` use CUDA. All that is in the way comes back as one error.
+Result<CheckpointFacts> check_checkpoint(Backend& backend, const Settings& settings, const std::vector<pid_t>& pids,
+                                         const std::vector<Process>& processes, Backend::Deadline deadline);
+// The same where none of them does, and so no driver is asked.
+Result<void> check_checkpoint(const std::vector<pid_t>& pids);
+
+}  // namespace checkpointd::cuda

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "plugins/cuda/devices.h"
+
+#include <algorithm>
+
+namespace checkpointd::cuda {
+
+Result<Answer> ask_devices(Backend& backend, Backend::Deadline deadline) {
+    Request request;
+    request.operation = Operation::kMemory;
+    CKPT_ASSIGN(Answer answer, backend.ask(request, soon(deadline)));
+    if (answer.code == kSuccess && answer.value >= kBaseVersion)
+        return answer;
+    return fail(ErrorKind::kUnsupported, "CUDA driver", fmt::format("cannot checkpoint processes: {}", answer.text),
+                "install a driver of version 570 or newer, or switch the plugin off (plugins: {cuda: no})");
+}
+
+uint64_t taken_bytes(const Answer& devices) {
+    uint64_t taken = 0;
+    for (uint32_t i = 0; i < devices.device_count; ++i)
+        taken += devices.devices[i].total_bytes - devices.devices[i].free_bytes;
+    return taken;
+}
+
+std::string version_text(const Answer& devices) {
+    return fmt::format("{}.{}", devices.value / 1000, devices.value % 1000 / 10);
+}
+
+Uuid device_for(const Uuid& uuid, const std::vector<GpuPair>& device_map) {
+    const auto pair = std::find_if(device_map.begin(), device_map.end(), [&](const GpuPair& one) { return one.from == uuid; });
+    return pair == device_map.end() ? uuid : pair->to;
+}
+
+}  // namespace checkpointd::cuda

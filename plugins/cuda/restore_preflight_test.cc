@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "plugins/cuda/restore_preflight.h"
+
+#include <fstream>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "plugins/cuda/devices_image.h"
+#include "plugins/cuda/one_process_test_util.h"
+#include "plugins/cuda/storage_image.h"
+#include "plugins/host/host_test_util.h"
+
+namespace checkpointd::cuda {
+namespace {
+
+using testing::HasSubstr;
+
+class CudaRestorePreflight : public testing::Test {
+  protected:
+    CudaRestorePreflight() { host_.is_writing = false; }
+    void write(const std::string& name, const std::string& content) { std::ofstream(dir_.path() + "/" + name) << content; }
+    // Of two processes that had so much on the first device.
+    void write_image(uint64_t bytes, std::vector<std::string> storages = {}) {
+        write(kDevicesImage, to_json({2, two_devices(), std::move(storages), {{*parse_uuid(kOne), bytes, 0}}, {}}));
+    }
+    Result<RestoreFacts> check() { return check_restore(driver_, settings_, host_.raw(), kDeadline); }
+
+    images::TestDir dir_;
+    TestHost host_{dir_};
+    OneProcess driver_;
+    Settings settings_;
+};
+
+TEST_F(CudaRestorePreflight, AnImageWithoutAListAsksForNothing) {
+    auto facts = check();
+    ASSERT_TRUE(facts) << facts.error().text();
+    EXPECT_EQ(facts->processes, 0u);
+    EXPECT_TRUE(driver_.asked.empty());
+    write(kDevicesImage, "{");
+    EXPECT_EQ(check().error().kind, ErrorKind::kBadImage);
+}
+
+TEST_F(CudaRestorePreflight, RoomIsLookedForWhereItWillBeNeeded) {
+    write_image(10ull << 30);
+    auto facts = check();
+    ASSERT_TRUE(facts) << facts.error().text();
+    EXPECT_EQ(facts->processes, 2u);
+    settings_.device_map = {{*parse_uuid(kOne), *parse_uuid(kTwo)}};
+    EXPECT_FALSE(check()) << "5 GiB are free there";
+    settings_.by_command = true;
+    EXPECT_TRUE(check()) << "it tells of no devices";
+}
+
+TEST_F(CudaRestorePreflight, FilesOfDeviceMemoryAreOpenedWhole) {
+    std::vector<Region> regions{{*parse_uuid(kOne), 4096, 0}};
+    place_regions(regions);
+    write_image(4096, {"gpu-cs-7.img"});
+    EXPECT_THAT(check().error().line(), HasSubstr("gpu-cs-7.img"));
+    write("gpu-cs-7.img", storage_header(regions));
+    EXPECT_FALSE(check()) << "it ends with its header";
+    write("gpu-cs-7.img", storage_header(regions) + std::string(4096, 'x'));
+    auto facts = check();
+    ASSERT_TRUE(facts) << facts.error().text();
+    EXPECT_EQ(facts->storages.size(), 1u);
+    driver_.devices.offers_storage = 0;
+    EXPECT_THAT(check().error().line(), HasSubstr("is of CUDA 13.4, and takes device memory from nobody"));
+}
+
+}  // namespace
+}  // namespace checkpointd::cuda
