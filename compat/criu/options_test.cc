@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "compat/criu/options.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <regex>
+
+#include "core/base/io.h"
 
 namespace checkpointd::criu {
 namespace {
@@ -59,6 +63,35 @@ TEST(CommandLine, ExternalKeys) {
     EXPECT_EQ(options->inherited.at("socket:[12]"), 5);
     EXPECT_FALSE(parse({"restore", "--inherit-fd", "5:socket:[12]"}));
     EXPECT_FALSE(parse({"restore", "--external", "mnt[]:s"}));
+}
+
+std::set<std::string> options_in(const std::string& text) {
+    static const std::regex option("--([a-z]+(-[a-z]+)*)");
+    std::set<std::string> found;
+    for (std::sregex_iterator at(text.begin(), text.end(), option), end; at != end; ++at)
+        found.insert((*at)[1]);
+    return found;
+}
+
+// A section of the man page, with hyphens for what roff writes for them.
+std::string man_section(const std::string& title) {
+    const std::string page = read_file(AT_FDCWD, MAN_PAGE).value();
+    const size_t begin = page.find("\n.SH " + title);
+    const std::string section = page.substr(begin, page.find("\n.SH ", begin + 1) - begin);
+    return std::regex_replace(section, std::regex(R"(\\-)"), "-");
+}
+
+TEST(CommandLine, TheManPageHasTheOptionsThatThereAre) {
+    const std::string section = man_section("OPTIONS");
+    const size_t rest = section.find("\nAccepted, and without effect");
+    ASSERT_NE(rest, std::string::npos);
+    EXPECT_EQ(options_in(section.substr(0, rest)), options_in(usage()));
+    const auto accepted = options_in(section.substr(rest));
+    EXPECT_TRUE(accepted.contains("tcp-established"));
+    for (const std::string& name : accepted) {
+        auto options = parse({"check", "--" + name, "x"});  // a value for those that need one, else refused
+        EXPECT_TRUE(options || options.error().line().find("--" + name) == std::string::npos) << name;
+    }
 }
 
 }  // namespace
