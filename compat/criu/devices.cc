@@ -8,16 +8,15 @@
 #include "core/base/io.h"
 #include "core/restore/image_plugins.h"
 #include "core/restore/restore.h"
-#include "plugins/host/plugin_library.h"
 
 namespace checkpointd::criu {
 namespace {
 
 // CRIU refuses to start with a plugin that it cannot use. Its own are ordinary, though, in the
 // directory that a caller of it names, and are needed only where an image names them.
-void tell_of_others(const std::string& directory, const Log& log) {
-    for (const std::string& name : plugins_for_criu(directory))
-        log.info(fmt::format("{}/{}.so is a plugin for CRIU, and is left out", directory, name));
+void tell_of_others(const PluginFiles& files, const Log& log) {
+    for (const std::string& path : files.for_criu)
+        log.info(fmt::format("{} is a plugin for CRIU, and is left out", path));
 }
 
 // What callers tell CRIU's plugin for AMD GPUs, and the settings of ours that mean it. Nobody's
@@ -64,11 +63,12 @@ Result<std::string> plugin_directory(const Options& options) {
     return named;
 }
 
-Result<PluginOptions> Devices::prepare(const std::string& directory, const Log& log,
-                                       int image_dir_fd) {
+Result<PluginOptions> Devices::prepare(const std::string& directory, PluginFiles files,
+                                       const Log& log, int image_dir_fd) {
     CKPT_ASSIGN(guardian_, Guardian::start(directory, log));
     PluginOptions options;
     options.directory = directory;
+    options.installed = std::move(files.ours);
     CKPT_ASSIGN(options.policy, policy_of_environment());
     options.image_dir_fd = image_dir_fd;
     options.journal = &guardian_->journal();
@@ -78,10 +78,11 @@ Result<PluginOptions> Devices::prepare(const std::string& directory, const Log& 
 Result<Devices> Devices::of_dump(const Options& options, const Log& log, int image_dir_fd) {
     Devices devices;
     CKPT_ASSIGN(const std::string directory, plugin_directory(options));
-    tell_of_others(directory, log);
-    if (installed_plugins(directory).empty())
+    PluginFiles files = PluginFiles::list(directory);
+    tell_of_others(files, log);
+    if (files.ours.empty())
         return devices;
-    CKPT_ASSIGN(auto prepared, devices.prepare(directory, log, image_dir_fd));
+    CKPT_ASSIGN(auto prepared, devices.prepare(directory, std::move(files), log, image_dir_fd));
     CKPT_ASSIGN(devices.plugins_, Plugins::for_checkpoint(std::move(prepared)));
     return devices;
 }
@@ -92,10 +93,13 @@ Result<Devices> Devices::of_restore(const Options& options, const Log& log, int 
     Devices devices;
     CKPT_ASSIGN(const std::string directory, plugin_directory(options));
     CKPT_ASSIGN(const auto listed, plugins_of_image(image_dir_fd));
-    if (listed ? listed->empty() : installed_plugins(directory).empty())
+    if (listed && listed->empty())
         return devices;
-    tell_of_others(directory, log);
-    CKPT_ASSIGN(auto prepared, devices.prepare(directory, log, image_dir_fd));
+    PluginFiles files = PluginFiles::list(directory);
+    if (!listed && files.ours.empty())
+        return devices;
+    tell_of_others(files, log);
+    CKPT_ASSIGN(auto prepared, devices.prepare(directory, std::move(files), log, image_dir_fd));
     CKPT_ASSIGN(devices.plugins_, plugins_for_image(std::move(prepared), Plugins::Deadline::max()));
     return devices;
 }

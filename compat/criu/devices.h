@@ -26,7 +26,8 @@ class Devices {
     Result<void> end(Result<void> outcome);
 
   private:
-    Result<PluginOptions> prepare(const std::string& directory, const Log& log, int image_dir_fd);
+    Result<PluginOptions> prepare(const std::string& directory, PluginFiles files, const Log& log,
+                                  int image_dir_fd);
 
     std::unique_ptr<Guardian> guardian_;
     std::unique_ptr<Plugins> plugins_;

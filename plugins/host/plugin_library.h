@@ -2,20 +2,22 @@
 #pragma once
 
 #include <chrono>
-#include <memory>
 #include <string>
-#include <vector>
 
 #include "core/base/error.h"
+#include "plugins/host/plugin_file.h"
 #include "plugins/plugin.h"
 
 namespace checkpointd {
 
+// The function that every plugin has.
+inline constexpr const char* kPluginEntry = "ckptd_plugin_entry";
+
 // One plugin's shared object, loaded. Never unloaded: drivers do not survive that.
 class PluginLibrary {
   public:
-    // kNotFound where DIRECTORY/NAME.so is not there; kUnsupported where it is for another host.
-    static Result<PluginLibrary> load(const std::string& directory, const std::string& name);
+    // kUnsupported where it is for another host.
+    static Result<PluginLibrary> load(const PluginFile& file);
 
     const ckptd_plugin& table() const { return table_; }
     std::string name() const { return table_.name; }
@@ -27,11 +29,5 @@ class PluginLibrary {
     explicit PluginLibrary(const ckptd_plugin& table);
     ckptd_plugin table_{};  // what an older plugin does not have is null
 };
-
-// Names of the plugins in a directory, sorted; none where it is not there. Those for CRIU are not
-// among them.
-std::vector<std::string> installed_plugins(const std::string& directory);
-// Those that are for CRIU, which has an interface of its own: of no use here.
-std::vector<std::string> plugins_for_criu(const std::string& directory);
 
 }  // namespace checkpointd

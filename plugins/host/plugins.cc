@@ -15,11 +15,16 @@ namespace {
 // CRIU's names of the same plugins have it.
 constexpr const char* kImageSuffix = "_plugin";
 
+std::string without_suffix(const std::string& name) {
+    return name.ends_with(kImageSuffix) ? name.substr(0, name.size() - std::string_view(kImageSuffix).size()) : name;
+}
+
 // args: the plugin's name, its record.
 Result<PluginLibrary> library_of(const std::string& directory, const UndoArgs& args) {
     if (args.size() != 2)
         return fail(ErrorKind::kInternal, kPluginUndo, "has wrong arguments");
-    return PluginLibrary::load(directory, args[0]);
+    CKPT_ASSIGN(const PluginFile file, PluginFile::find(directory, args[0]));
+    return PluginLibrary::load(file);
 }
 
 }  // namespace
@@ -45,14 +50,26 @@ Result<std::unique_ptr<Plugins>> Plugins::begin(PluginOptions options) {
     return std::unique_ptr<Plugins>(new Plugins(std::move(options), std::move(cancellation)));
 }
 
-Result<void> Plugins::open(const std::string& name, ckptd_purpose purpose, bool is_needed) {
-    CKPT_ASSIGN(PluginLibrary library, PluginLibrary::load(options_.directory, name));
+std::vector<PluginFile> Plugins::installed() const {
+    return options_.installed ? *options_.installed : PluginFiles::list(options_.directory).ours;
+}
+
+Result<PluginFile> Plugins::find(const std::string& name) const {
+    if (options_.installed)
+        for (const PluginFile& file : *options_.installed)
+            if (file.name() == name)
+                return file;
+    return PluginFile::find(options_.directory, name);
+}
+
+Result<void> Plugins::open(const PluginFile& file, ckptd_purpose purpose, bool is_needed) {
+    CKPT_ASSIGN(PluginLibrary library, PluginLibrary::load(file));
     auto session = std::make_unique<Session>(library, options_, cancellation_, purpose);
     CKPT_ASSIGN(const bool has_device, session->open(Deadline::max()));
     if (has_device)
         sessions_.push_back(std::move(session));
     else if (is_needed)
-        return fail(ErrorKind::kUnsupported, fmt::format("plugin '{}'", name),
+        return fail(ErrorKind::kUnsupported, fmt::format("plugin '{}'", file.name()),
                     "the image needs it, and its device is not here",
                     "restore on a machine with such a device and its driver");
     return {};
@@ -65,27 +82,34 @@ static bool is_enabled(const PluginOptions& options, const std::string& name) {
 
 Result<std::unique_ptr<Plugins>> Plugins::for_checkpoint(PluginOptions options) {
     CKPT_ASSIGN(auto plugins, begin(std::move(options)));
-    for (const std::string& name : installed_plugins(plugins->options_.directory))
-        if (is_enabled(plugins->options_, name))
-            CKPT_TRY(plugins->open(name, CKPTD_CHECKPOINT, false));
+    for (const PluginFile& file : plugins->installed())
+        if (is_enabled(plugins->options_, file.name()))
+            CKPT_TRY(plugins->open(file, CKPTD_CHECKPOINT, false));
     return plugins;
+}
+
+Result<void> Plugins::open_listed(const std::string& name) {
+    if (!is_enabled(options_, name))
+        return fail(ErrorKind::kUnsupported, fmt::format("plugin '{}'", name),
+                    "the image needs it, and the policy switches it off", "allow it in plugins: of the policy");
+    CKPT_ASSIGN(const PluginFile file, find(name));
+    return open(file, CKPTD_RESTORE, true);
 }
 
 Result<std::unique_ptr<Plugins>> Plugins::for_restore(PluginOptions options,
                                                       const std::optional<std::vector<std::string>>& listed) {
     CKPT_ASSIGN(auto plugins, begin(std::move(options)));
-    const auto& own = plugins->options_;
     std::vector<Error> missing;
-    for (std::string name : listed ? *listed : installed_plugins(own.directory)) {
-        if (name.ends_with(kImageSuffix))
-            name.resize(name.size() - std::string_view(kImageSuffix).size());
-        auto opened = is_enabled(own, name) ? plugins->open(name, CKPTD_RESTORE, listed.has_value()) : Result<void>();
-        if (listed && !is_enabled(own, name))
-            opened = fail(ErrorKind::kUnsupported, fmt::format("plugin '{}'", name),
-                          "the image needs it, and the policy switches it off", "allow it in plugins: of the policy");
+    const auto note = [&](Result<void> opened) {
         if (!opened)
             missing.push_back(std::move(opened).error());
-    }
+    };
+    if (!listed)
+        for (const PluginFile& file : plugins->installed())
+            if (is_enabled(plugins->options_, file.name()))
+                note(plugins->open(file, CKPTD_RESTORE, false));
+    for (const std::string& name : listed.value_or(std::vector<std::string>()))
+        note(plugins->open_listed(without_suffix(name)));
     if (missing.size() == 1)
         return tl::unexpected(std::move(missing.front()));
     CKPT_TRY(all_blockers("plugins", "what the image needs is not here", std::move(missing)));

@@ -16,6 +16,7 @@
 #include "core/base/error.h"
 #include "core/transaction/journal.h"
 #include "plugins/host/cancellation.h"
+#include "plugins/host/plugin_file.h"
 #include "plugins/host/plugin_policy.h"
 #include "plugins/plugin.h"
 
@@ -25,6 +26,7 @@ inline constexpr const char* kPluginDirectory = "/usr/lib/checkpointd/plugins";
 
 struct PluginOptions {
     std::string directory = kPluginDirectory;
+    std::optional<std::vector<PluginFile>> installed;  // there, for whom has looked already
     std::map<std::string, PluginPolicy> policy;  // by name; plugins that are not named are enabled
     int image_dir_fd = -1;                       // borrowed
     Journal* journal = nullptr;                  // borrowed; without one nothing survives our death
@@ -113,7 +115,10 @@ class Plugins {
     static Result<std::unique_ptr<Plugins>> begin(PluginOptions options);
     Plugins(PluginOptions options, Cancellation cancellation);
     void stop_transfers();
-    Result<void> open(const std::string& name, ckptd_purpose purpose, bool is_needed);
+    std::vector<PluginFile> installed() const;
+    Result<PluginFile> find(const std::string& name) const;
+    Result<void> open(const PluginFile& file, ckptd_purpose purpose, bool is_needed);
+    Result<void> open_listed(const std::string& name);
     using Method = std::function<int(const ckptd_plugin&, void* self, ckptd_call*)>;
     Result<void> each(const char* step, Deadline deadline, const Method& method);
     template <typename Ask>
