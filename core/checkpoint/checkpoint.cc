@@ -527,7 +527,7 @@ Result<void> write_stats(const images::ImageDir& dir, const CheckpointStats& sta
 }
 
 Result<SeizedForest> seize(const CheckpointRequest& request, Steps& steps) {
-    SeizeOptions options{request.freeze_timeout, &steps, request.namespace_init};
+    SeizeOptions options{request.freeze_timeout, &steps, request.namespace_init, request.before_freeze};
     if (const auto* cgroup = std::get_if<CgroupTarget>(&request.target))
         return SeizedForest::seize_cgroup(cgroup->path, options);
     return SeizedForest::seize_tree(std::get<TreeTarget>(request.target).root, options);

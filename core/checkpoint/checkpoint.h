@@ -53,6 +53,9 @@ struct CheckpointRequest {
     // The process that the restored unit's manager will call the main one. It becomes the first root in
     // the image. The default is the root of a tree, or the oldest process of a cgroup.
     std::optional<pid_t> main_pid;
+    // Called when the cgroup is about to be frozen: what undoes that must be registered before, and after whatever asks
+    // of the tasks that they run to be undone, as devices do. An error ends the dump.
+    std::function<Result<void>()> before_freeze;
     // How long everything may take to stand still; a task in uninterruptible sleep can hold it up.
     std::chrono::milliseconds freeze_timeout{10000};
     // Deadline of the whole dump; checked between steps. Unset: none.

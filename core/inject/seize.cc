@@ -470,6 +470,8 @@ Result<SeizedForest> Seizer::cgroup(const std::string& path) {
     if (first.empty())
         return fail(ErrorKind::kNotFound, path, "there is no process in the cgroup");
     CKPT_TRY(enter("checkpoint.freeze"));
+    if (options_.before_freeze)
+        CKPT_TRY(options_.before_freeze());
     CKPT_ASSIGN(freeze_, CgroupFreeze::freeze(path, deadline_));
     if (freeze_->was_frozen_before())  // nothing injected would run
         return fail(ErrorKind::kConflict, path, "the cgroup is frozen already",

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <sys/types.h>
@@ -83,6 +84,8 @@ struct SeizeOptions {
     Steps* steps = nullptr;
     // A process of the cgroup that is not of the forest; 0: none.
     pid_t spared = 0;
+    // Asked when a cgroup is about to be frozen; may be empty. An error ends it there.
+    std::function<Result<void>()> before_freeze;
 };
 
 // Every thread of a forest stands in ptrace-stop (PTRACE_EVENT_STOP, nothing of ours in it) while this lives.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <csignal>
+#include <fcntl.h>
 #include <fstream>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -11,6 +12,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/base/io.h"
 #include "core/inject/remote_syscalls.h"
 #include "core/inject/seize.h"
 #include "core/inject/target_test_util.h"
@@ -285,6 +287,25 @@ TEST(Seize, Cgroup) {
     }
     EXPECT_TRUE(makes_progress(first) && makes_progress(second));
     EXPECT_EQ(*cgroup2_of(first.pid()), cgroup.path());
+}
+
+TEST(Seize, WhatUndoesAFreezeIsKnownBeforeIt) {
+    TestCgroup cgroup;
+    if (!cgroup.usable())
+        GTEST_SKIP() << "no cgroup2 tree to write to";
+    Target target(count_for_ever);
+    cgroup.add(target.pid());
+    std::string flag;
+    SeizeOptions options;
+    options.before_freeze = [&]() -> Result<void> {
+        CKPT_ASSIGN(flag, read_file(AT_FDCWD, cgroup.path() + "/cgroup.freeze"));
+        return fail(ErrorKind::kConflict, "test", "cannot be undone");
+    };
+    Result<SeizedForest> forest = SeizedForest::seize_cgroup(cgroup.path(), options);
+    ASSERT_FALSE(forest);
+    EXPECT_EQ(forest.error().kind, ErrorKind::kConflict);
+    EXPECT_EQ(flag, "0\n");
+    EXPECT_TRUE(makes_progress(target));
 }
 
 }  // namespace

@@ -67,6 +67,7 @@ class CheckpointJob {
     Result<void> prepare();
     Result<void> register_image();
     Result<void> tell();
+    Result<void> journal_thaw();
     Result<void> dump();
     void name_processes();
     Result<std::set<std::string>> find_stage_ties(const std::vector<pid_t>& pids);
@@ -93,6 +94,7 @@ class CheckpointJob {
     std::optional<ImageStore> store_;
     images::ImageId id_;
     uint64_t settle_undo_ = 0;
+    uint64_t thaw_undo_ = 0;
     uint64_t tell_undo_ = 0;  // after the tasks go on
     std::optional<images::PendingImage> pending_;
     std::optional<CleanStop> stop_;
@@ -146,6 +148,15 @@ Result<void> CheckpointJob::tell() {
     return tell_before(facts_, way_, steps_.deadline_of(Phase::kTell));
 }
 
+// The engine thaws what it froze, but not if it dies in between. Undone before devices are given back, whose drivers
+// work in threads of the unit: so it is journaled after them.
+Result<void> CheckpointJob::journal_thaw() {
+    CKPT_ASSIGN(const bool frozen_by_others, is_frozen(facts_.cgroup_dir));
+    if (frozen_by_others) return {};  // the engine refuses that
+    CKPT_ASSIGN(thaw_undo_, undo_by_thawing(journal_, facts_.cgroup_dir));
+    return {};
+}
+
 Result<void> CheckpointJob::dump() {
     CheckpointRequest dump;
     dump.target = CgroupTarget{facts_.cgroup_dir};
@@ -160,18 +171,13 @@ Result<void> CheckpointJob::dump() {
     if (facts_.watchdog_usec != 0)
         steps_.set_pulse(Microseconds(static_cast<int64_t>(facts_.watchdog_usec / 3)),
                          [this] { (void)feed_watchdog(facts_); });
-    // The engine thaws what it froze, but not if it dies in between.
-    CKPT_ASSIGN(const bool frozen_by_others, is_frozen(facts_.cgroup_dir));
-    uint64_t thaw = 0;
-    if (!frozen_by_others) {
-        CKPT_ASSIGN(thaw, undo_by_thawing(journal_, facts_.cgroup_dir));
-    }
+    dump.before_freeze = [this] { return journal_thaw(); };
     dump.digests = true;
     CKPT_ASSIGN(plugins_, Plugins::for_checkpoint(plugin_options(request_, journal_, steps_, dump.image_dir_fd)));
     dump.plugins = plugins_.get();
     dump.goes_on = way_ == WayDown::kSnapshot;
     CKPT_ASSIGN(auto held, checkpoint(dump, steps_, stats_));
-    CKPT_TRY(journal_.drop(thaw));
+    CKPT_TRY(journal_.drop(thaw_undo_));
     held_.emplace(std::move(held));
     frozen_since_ = std::chrono::steady_clock::now() - stats_.frozen;
     name_processes();

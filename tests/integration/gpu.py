@@ -107,8 +107,8 @@ def whatever_the_driver_answers(t):
 @case
 def a_dead_worker_leaves_nothing_locked(t):
     unit = program(t)
-    steps = ("checkpoint.quiesce", "checkpoint.freeze", "checkpoint.devices", "checkpoint.collect", "checkpoint.memory",
-             "checkpoint.commit")
+    steps = ("checkpoint.quiesce", "checkpoint.freeze", "checkpoint.seize", "checkpoint.devices", "checkpoint.collect",
+             "checkpoint.memory", "checkpoint.commit")
     unit.check_dead_workers((step, action) for step in steps for action in ("kill", "fail"))
     since = unit.look()
     unit.refuse("checkpoint", "--mode", "snapshot", "--x-fault", "step=checkpoint.resume-devices,action=kill")
