@@ -46,6 +46,7 @@ void Driver::resolve_storage(void* library) {
     StorageCalls calls;
     calls.checkpoint = checkpoint_;
     calls.restore = restore_;
+    calls.state = state_;
     Resolver resolver(library);
     resolver("cuCheckpointOperationComplete", calls.complete)("cuDeviceGetCount", calls.device_count)(
         "cuDeviceGet", calls.device)("cuDeviceGetUuid", calls.uuid)("cuDevicePrimaryCtxRetain", calls.context_retain)(

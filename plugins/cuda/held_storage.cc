@@ -35,6 +35,15 @@ bool has_ended(int pidfd) {
 // The transfer uses the store.
 HeldStorage::Holding::~Holding() { transfer.reset(); }
 
+// What was copied before is of another time: nothing of it says that this is copied, and what a checkpoint maps is newer.
+void HeldStorage::Holding::take(StorageInfo* mapped, bool for_restore) {
+    info = mapped;
+    is_restore = for_restore;
+    transfer.reset();
+    if (!for_restore)
+        store.reset();
+}
+
 HeldStorage::~HeldStorage() {
     holdings_.clear();
     release_contexts();
@@ -173,8 +182,7 @@ Answer HeldStorage::map(const Request& request) {
         return with_code(code == kSuccess ? kNotSupported : code);
     }
     // Whatever else it answered: somebody must complete this.
-    (*holding)->info = info;
-    (*holding)->is_restore = request.operation == Operation::kMapRestore;
+    (*holding)->take(info, request.operation == Operation::kMapRestore);
     Answer answer = with_code(code);
     if (int told = take_mappings(**holding, *info); told != kSuccess)
         answer.code = told;
@@ -262,6 +270,13 @@ Answer HeldStorage::wait(Holding& holding, const Request& request) {
     return answer;
 }
 
+// A call that failed may have done it nevertheless: then the driver has forgotten the operation.
+bool HeldStorage::is_over(pid_t pid, const Holding& holding) const {
+    ProcessState now{};
+    return calls_.state(pid, &now) == kSuccess &&
+           now == (holding.is_restore ? ProcessState::kLocked : ProcessState::kCheckpointed);
+}
+
 Answer HeldStorage::complete(pid_t pid, Holding& holding) {
     using namespace std::chrono_literals;
     if (holding.info == nullptr)
@@ -269,14 +284,14 @@ Answer HeldStorage::complete(pid_t pid, Holding& holding) {
     if (!holding.transfer || !holding.transfer->wait(0ms) || !holding.transfer->is_whole() || !has_all(holding))
         return refusal("not all of its device memory is copied", kIllegalState);
     const int code = calls_.complete(holding.info->operation);
-    if (code != kSuccess)
+    if (code != kSuccess && !is_over(pid, holding))
         return with_code(code);
     holding.info = nullptr;
     holding.transfer.reset();
     holding.mappings.clear();
     if (holding.is_restore)
         drop(pid);
-    return {};
+    return with_code(code);
 }
 
 int32_t HeldStorage::state_of(Holding& holding) {

@@ -36,6 +36,7 @@ class HeldStorage {
   private:
     struct Holding {
         ~Holding();
+        void take(StorageInfo* mapped, bool for_restore);
         ScopedFd process;  // pidfd
         StorageInfo* info = nullptr;  // of the driver, until it is completed
         bool is_restore = false;
@@ -58,6 +59,7 @@ class HeldStorage {
     Answer place(Holding& holding);
     Answer wait(Holding& holding, const Request& request);
     Answer complete(pid_t pid, Holding& holding);
+    bool is_over(pid_t pid, const Holding& holding) const;
     static int32_t state_of(Holding& holding);
 
     const StorageCalls& calls_;

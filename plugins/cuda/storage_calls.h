@@ -13,6 +13,7 @@ struct StorageCalls {
     int (*checkpoint)(int pid, CheckpointArgs*) = nullptr;
     int (*restore)(int pid, RestoreArgs*) = nullptr;
     int (*complete)(void* operation) = nullptr;
+    int (*state)(int pid, ProcessState*) = nullptr;
     int (*device_count)(int*) = nullptr;
     int (*device)(int*, int index) = nullptr;
     int (*uuid)(Uuid*, int device) = nullptr;
