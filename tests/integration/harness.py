@@ -74,15 +74,17 @@ def check_in(part, whole, what):
 
 
 def wait_for(condition, what, seconds=10.0, interval=0.05):
-    """Polls `condition` until it returns something true, which is returned."""
-    deadline = time.monotonic() + seconds
+    """Polls `condition` until it returns something true, which is returned. To look costs as much as what is waited
+    for, and other suites want the processor too: the longer it takes, the more seldom it looks."""
+    began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise Failed(f"waited {seconds} s in vain: {what}\n  seen: {value!r}")
-        time.sleep(interval)
+        time.sleep(max(interval, min(waited / 10, 0.25)))
 
 
 def without_gate(drop_ins):

@@ -74,7 +74,7 @@ is_above() { [[ $1 =~ ^[0-9]+$ ]] && [ "$1" -gt "$above" ]; }
 count=0
 if [ -n "$above" ]; then
     end=$((SECONDS + 60))
-    until count=$(count) && is_above "$count" || ((SECONDS > end)); do sleep 0.05; done
+    until count=$(count) && is_above "$count" || ((SECONDS > end)); do sleep 0.1; done
 fi
 shown=$(systemctl show "$unit" -p "$names")
 lead=$(sed -n s/^MainPID=//p <<<"$shown")
