@@ -17,6 +17,7 @@
 #include "units/security_label.h"
 #include "units/tell.h"
 #include "units/tell_section.h"
+#include "units/watchdog_feeder.h"
 
 namespace checkpointd {
 namespace {
@@ -63,9 +64,7 @@ Result<void> read_service(Systemd& systemd, UnitFacts& facts) {
     facts.main_pid = static_cast<pid_t>(main_pid);
     CKPT_ASSIGN(facts.user, systemd.text(id, "Service", "User"));
     CKPT_ASSIGN(facts.notify_access, systemd.text(id, "Service", "NotifyAccess"));
-    CKPT_ASSIGN(facts.watchdog_usec, systemd.number(id, "Service", "WatchdogUSec"));
-    if (facts.watchdog_usec == UINT64_MAX)
-        facts.watchdog_usec = 0;
+    CKPT_ASSIGN(facts.watchdog_usec, read_watchdog(systemd, id));
     CKPT_ASSIGN(facts.status_text, systemd.text(id, "Service", "StatusText"));
     CKPT_ASSIGN(facts.pid_file, systemd.text(id, "Service", "PIDFile"));
     CKPT_ASSIGN(facts.syslog_identifier, systemd.text(id, "Service", "SyslogIdentifier"));

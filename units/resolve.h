@@ -69,7 +69,7 @@ struct UnitFacts {
     pid_t namespace_init = 0;    // of a PID namespace of ours (pid_namespace.h) in which it lives just now; or 0
     std::string user;
     std::string notify_access;
-    uint64_t watchdog_usec = 0;  // 0: no watchdog
+    uint64_t watchdog_usec = 0;  // 0: systemd waits for no messages to its watchdog
     std::string status_text;     // what the program last said of itself (STATUS=)
     std::string pid_file;        // absolute, or empty
     std::string pid_file_content;

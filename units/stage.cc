@@ -19,6 +19,7 @@
 #include "units/gate.h"
 #include "units/undo.h"
 #include "units/unit_process.h"
+#include "units/watchdog_feeder.h"
 
 namespace checkpointd {
 namespace {
@@ -393,11 +394,15 @@ Result<void> StagedUnit::commit_to(pid_t main_pid, const std::function<Result<vo
 Result<void> StagedUnit::hand_over(pid_t main_pid, const std::function<Result<void>()>& commit,
                                    Steps& steps, Deadline deadline) {
     CKPT_TRY(announce(main_pid, steps, deadline));
+    auto feeder = WatchdogFeeder::make(*systemd_, facts_.id);  // the tasks stand until the commit
     CKPT_TRY(dismiss_helper(steps, deadline));
     CKPT_TRY(wait_running(main_pid, steps, deadline));
+    if (!feeder)  // systemd called it starting until now
+        feeder = WatchdogFeeder::make(*systemd_, facts_.id);
     CKPT_TRY(steps.enter("units.hand-over.commit"));
     CKPT_TRY(configure_subgroups(cgroup_dir_, facts_.subgroups));
     CKPT_TRY(commit_to(main_pid, commit));
+    feeder.reset();
     // The restore has succeeded: what fails from here on is no reason to take it back. A drop-in that
     // could not be removed stays in the journal.
     (void)steps.enter("units.hand-over.remove-drop-in");

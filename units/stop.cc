@@ -88,10 +88,4 @@ Result<void> CleanStop::cancel() {
     return {};
 }
 
-Result<void> feed_watchdog(const UnitFacts& facts) {
-    if (facts.watchdog_usec == 0 || facts.main_pid <= 0)
-        return {};
-    return notify_as(facts.main_pid, "WATCHDOG=1");
-}
-
 }  // namespace checkpointd

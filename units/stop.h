@@ -50,8 +50,4 @@ class CleanStop {
 // Text of the drop-in that prepare() writes.
 std::string stop_drop_in(const UnitFacts& facts);
 
-// Feeds the unit's watchdog in its place while it stands still; call at least every watchdog_usec / 3.
-// Does nothing for a unit without watchdog.
-Result<void> feed_watchdog(const UnitFacts& facts);
-
 }  // namespace checkpointd

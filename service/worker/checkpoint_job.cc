@@ -22,6 +22,7 @@
 #include "units/suspend.h"
 #include "units/systemd.h"
 #include "units/tell.h"
+#include "units/watchdog_feeder.h"
 
 #include <fcntl.h>
 
@@ -98,6 +99,7 @@ class CheckpointJob {
     uint64_t tell_undo_ = 0;  // after the tasks go on
     std::optional<images::PendingImage> pending_;
     std::optional<CleanStop> stop_;
+    std::unique_ptr<WatchdogFeeder> feeder_;  // until the tasks go on
     std::unique_ptr<Plugins> plugins_;
     std::optional<HeldForest> held_;
     std::optional<Suspension> suspension_;  // gives up before the tasks go on
@@ -168,9 +170,7 @@ Result<void> CheckpointJob::dump() {
     if (freeze < std::chrono::hours(1))
         dump.freeze_timeout = duration_cast<std::chrono::milliseconds>(freeze);
     dump.deadline = steps_.deadline_of(Phase::kTotal);
-    if (facts_.watchdog_usec != 0)
-        steps_.set_pulse(Microseconds(static_cast<int64_t>(facts_.watchdog_usec / 3)),
-                         [this] { (void)feed_watchdog(facts_); });
+    feeder_ = WatchdogFeeder::make(facts_.main_pid, facts_.watchdog_usec);
     dump.before_freeze = [this] { return journal_thaw(); };
     dump.digests = true;
     CKPT_ASSIGN(plugins_, Plugins::for_checkpoint(plugin_options(request_, journal_, steps_, dump.image_dir_fd)));
@@ -220,7 +220,7 @@ Result<void> CheckpointJob::go_on() {
         CKPT_TRY(steps_.enter("checkpoint.resume-devices"));
     CKPT_TRY(held_->resume());
     frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
-    steps_.set_pulse(kForever, {});
+    feeder_.reset();
     if (tell_undo_ != 0) {
         (void)tell_after(facts_, facts_.main_pid, TellOutcome::kWentOn);
         CKPT_TRY(journal_.drop(tell_undo_));
@@ -265,6 +265,7 @@ Result<void> CheckpointJob::stop() {
     CKPT_TRY(stop_->stop(steps_, steps_.deadline_of(Phase::kStop), [this] {
         // The unit's processes end here; nothing that happens from now on may bring them back.
         steps_.no_way_back();
+        feeder_.reset();
         return held_->kill();
     }));
     have_no_way_back();
@@ -273,7 +274,7 @@ Result<void> CheckpointJob::stop() {
 
 void CheckpointJob::have_no_way_back() {
     steps_.no_way_back();
-    steps_.set_pulse(kForever, {});
+    feeder_.reset();
     frozen_usec_ = to_usec(std::chrono::steady_clock::now() - frozen_since_);
 }
 

@@ -132,7 +132,6 @@ Result<void> JobSteps::enter(std::string_view step) {
     begin_step(step);
     CKPT_TRY(check_cancelled(step));
     CKPT_TRY(check_deadline(step));
-    beat();
     return inject(step);
 }
 
@@ -203,7 +202,6 @@ void JobSteps::set_alarm() {
 }
 
 void JobSteps::moved(uint64_t done, uint64_t total) {
-    beat();
     std::lock_guard lock(mutex_);
     message_.bytes = done;
     message_.bytes_total = total;
@@ -239,21 +237,6 @@ std::chrono::steady_clock::time_point JobSteps::deadline_of(Phase phase) const {
     const uint64_t at = std::min(add_span(now, request_.policy.timeout(phase)), total_deadline_);
     if (at == UINT64_MAX) return steady_clock::now() + std::chrono::hours(24 * 365);
     return steady_clock::now() + std::chrono::microseconds(at > now ? at - now : 0);
-}
-
-void JobSteps::set_pulse(Microseconds interval, std::function<void()> pulse) {
-    std::lock_guard lock(mutex_);
-    pulse_interval_ = interval;
-    pulse_ = std::move(pulse);
-}
-
-void JobSteps::beat() {
-    std::lock_guard lock(mutex_);
-    if (!pulse_) return;
-    const uint64_t now = monotonic_usec();
-    if (now - last_pulse_ < static_cast<uint64_t>(pulse_interval_.count())) return;
-    last_pulse_ = now;
-    pulse_();
 }
 
 std::vector<StepTime> JobSteps::times() const {

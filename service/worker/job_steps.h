@@ -3,7 +3,6 @@
 
 #include <csignal>
 #include <ctime>
-#include <functional>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -42,8 +41,6 @@ class JobSteps : public Steps {
     int cancel_fd() const { return cancel_.get(); }
     // When the phase of `step` must be over; for calls that take a deadline of their own.
     std::chrono::steady_clock::time_point deadline_of(Phase phase) const;
-    // Called in enter() and moved() at most every `interval`: feeds a frozen unit's watchdog.
-    void set_pulse(Microseconds interval, std::function<void()> pulse);
 
     // How long each step took so far.
     std::vector<StepTime> times() const;
@@ -53,7 +50,6 @@ class JobSteps : public Steps {
     Result<void> check_deadline(std::string_view step);
     Result<void> inject(std::string_view step);
     void begin_step(std::string_view step);
-    void beat();
     void set_alarm();
     void report();
 
@@ -75,9 +71,6 @@ class JobSteps : public Steps {
     uint64_t step_started_ = 0;
     uint64_t last_report_ = 0;
     std::vector<StepTime> times_;
-    Microseconds pulse_interval_ = kForever;
-    uint64_t last_pulse_ = 0;
-    std::function<void()> pulse_;
 };
 
 // Which deadline of the policy holds for a step, and how far a job is when it enters it.

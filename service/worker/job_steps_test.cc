@@ -171,19 +171,6 @@ TEST(JobSteps, ProgressOnlyRises) {
     }
 }
 
-TEST(JobSteps, PulseBeatsWhileMemoryMoves) {
-    auto request = request_for();
-    JobSteps steps(request);
-    int beats = 0;
-    steps.set_pulse(milliseconds(5), [&] { ++beats; });
-    for (int i = 0; i < 20; ++i) {
-        steps.moved(static_cast<uint64_t>(i), 20);
-        usleep(1000);
-    }
-    EXPECT_GE(beats, 3);
-    EXPECT_LE(beats, 20);
-}
-
 TEST(JobSteps, StepsHaveTheirPhase) {
     EXPECT_EQ(place_of(JobType::kCheckpoint, "units.stop.write-drop-in").phase, Phase::kPrepare);
     EXPECT_EQ(place_of(JobType::kCheckpoint, "units.stop.stop-unit").phase, Phase::kStop);

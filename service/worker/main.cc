@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <unistd.h>
 #include <vector>
@@ -31,6 +32,7 @@
 #include "units/suspend.h"
 #include "units/systemd.h"
 #include "units/undo.h"
+#include "units/watchdog_feeder.h"
 
 namespace checkpointd {
 namespace {
@@ -61,6 +63,13 @@ void take_time(Microseconds time) {
         (void)notify_as(getpid(), fmt::format("EXTEND_TIMEOUT_USEC={}", time.count()));
 }
 
+// A program may wait for what it computes on a device, and not feed its watchdog, until all of that was given back.
+std::unique_ptr<WatchdogFeeder> feed_meanwhile(const JobRequest& request, Microseconds of_plugins) {
+    if (of_plugins == Microseconds(0) || request.type != JobType::kCheckpoint) return nullptr;
+    auto systemd = Systemd::connect();
+    return systemd ? WatchdogFeeder::make(*systemd, request.unit) : nullptr;
+}
+
 Result<JobResult> run_flow(const JobRequest& request, Journal& journal, JobSteps& steps) {
     CKPT_TRY(steps.arm());
     return request.type == JobType::kCheckpoint ? run_checkpoint(request, journal, steps)
@@ -68,15 +77,16 @@ Result<JobResult> run_flow(const JobRequest& request, Journal& journal, JobSteps
 }
 
 // A job that fails while it lives takes the way of one that died: what its journal says is undone.
-JobResult settle(Result<JobResult> flow, Journal& journal, JobSteps& steps) {
+JobResult settle(const JobRequest& request, Result<JobResult> flow, Journal& journal, JobSteps& steps) {
     JobResult result;
     if (flow) result = std::move(*flow);
     else result.error = std::move(flow).error();
+    const Microseconds of_plugins = journal.rollback_time();
     if (!journal.empty()) {
-        const Microseconds time = undo_time(journal.rollback_time());
-        steps.begin_undo(time);
-        take_time(time);
+        steps.begin_undo(undo_time(of_plugins));
+        take_time(undo_time(of_plugins));
     }
+    const auto feeder = feed_meanwhile(request, of_plugins);
     auto undone = journal.rollback();
     if (undone) undone = journal.close();
     if (!undone) result.error.causes.push_back(std::move(undone).error());
@@ -92,7 +102,7 @@ Result<std::string> run_job(const std::string& job_dir) {
     CKPT_ASSIGN(auto journal, Journal::create(undo_dir(job_dir), table));
     log_job_began(request);
     JobSteps steps(request);
-    JobResult result = settle(run_flow(request, journal, steps), journal, steps);
+    JobResult result = settle(request, run_flow(request, journal, steps), journal, steps);
     result.total_usec = monotonic_usec() - started;
     result.steps = steps.times();
     log_job_ended(request, result);
@@ -103,11 +113,14 @@ Result<std::string> run_job(const std::string& job_dir) {
 Result<std::string> recover_job(const std::string& job_dir) {
     const UndoTable table = undo_table();
     const std::string directory = undo_dir(job_dir);
-    const Microseconds time = undo_time(Journal::replay_time(directory, table));
+    const Microseconds of_plugins = Journal::replay_time(directory, table);
+    const Microseconds time = undo_time(of_plugins);
     take_time(time);
+    const auto request = load_request(job_dir);
+    const auto feeder = request ? feed_meanwhile(*request, of_plugins) : nullptr;
     CKPT_ASSIGN(const bool has_undone,
                 Journal::replay(directory, table, std::chrono::ceil<std::chrono::milliseconds>(time)));
-    if (auto request = load_request(job_dir); has_undone && request) log_job_undone(*request);
+    if (has_undone && request) log_job_undone(*request);
     return std::string();
 }
 
