@@ -37,8 +37,8 @@ def check_failing_dumps(tree, have_faults, *faults):
 @case
 def cuda_that_fails_after_the_lock(t):
     check_failing_dumps(cuda(t), gpu_units.have_faults, ("checkpoint fail 2", (), "OUT_OF_MEMORY"),
-                        ("checkpoint delay 2500", ("--timeout", "1"), "in time"),
-                        ("lock delay 2500", ("--timeout", "1"), "the deadline of the checkpoint passed"))
+                        ("checkpoint delay 5000", ("--timeout", "4"), "in time"),
+                        ("lock delay 900", ("--timeout", "1"), "the deadline of the checkpoint passed"))
 
 
 @case
@@ -78,7 +78,7 @@ def kfd_that_fails_when_queues_stand(t):
 @case
 def a_command_that_is_killed_leaves_no_queue_evicted(t):
     tree = kfd(t)
-    for how, wait in (("--timeout 1", "wait $!"), ("", "until grep -q 'evicted=[^0]' /run/kfd-emulated/control; do sleep 0.05; done; kill -9 $!; wait $!")):
+    for how, wait in (("--timeout 4", "wait $!"), ("", "until grep -q 'evicted=[^0]' /run/kfd-emulated/control; do sleep 0.05; done; kill -9 $!; wait $!")):
         since = tree.look()
         tree.host.sh(f"rm -rf {IMAGES}; mkdir {IMAGES}")
         amdgpu_units.have_faults(tree.host, "checkpoint hang 0 1")
