@@ -97,7 +97,7 @@ testhost_make_cgroup() {
 testhost_power_off() {
     [ -d "$cgroup" ] || return 0
     echo 1 >"$cgroup/cgroup.kill"
-    testhost_wait 10 testhost_cgroup_empty || die "processes of host $name do not die: $cgroup"
+    testhost_wait 60 testhost_cgroup_empty || die "processes of host $name do not die: $cgroup"
     find "$cgroup" -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null || true
     rm -f "$state/leader"
 }
@@ -126,13 +126,13 @@ testhost_boot() {
             "$top/tests/host/init.sh" "$state" "$name"
     ) </dev/null >>"$state/console.log" 2>&1 9>&- &
     monitor=$!
-    testhost_wait 10 test -s "$state/leader" || testhost_boot_failed "no process came up"
+    testhost_wait 60 test -s "$state/leader" || testhost_boot_failed "no process came up"
     # unshare stays as the parent of PID 1; a process in the host's root cgroup would keep systemd
     # from handing controllers down (cgroups(7), "no internal processes").
     echo "$monitor" >"$cgroup/monitor/cgroup.procs"
     echo go >"$state/go"
-    testhost_wait 30 testhost_has_bus || testhost_boot_failed "systemd does not answer"
-    answer=$(testhost_run timeout 60 systemctl is-system-running --wait) || true
+    testhost_wait 120 testhost_has_bus || testhost_boot_failed "systemd does not answer"
+    answer=$(testhost_run timeout 180 systemctl is-system-running --wait) || true
     [ "$answer" = running ] || testhost_boot_failed "the system is '$answer'"
     disown "$monitor"
     boots=$(($(cat "$state/boots" 2>/dev/null || echo 0) + 1))
@@ -276,7 +276,7 @@ testhost_reboot() {
     leader=$(testhost_leader) || die "host $name is not running"
     if [ "${2-}" != --crash ]; then
         kill -s RTMIN+5 "$leader"  # systemd(1): start reboot.target
-        testhost_wait 60 testhost_is_off || echo "testhost $name: no clean shutdown in 60 s" >&2
+        testhost_wait 180 testhost_is_off || echo "testhost $name: no clean shutdown in 180 s" >&2
     fi
     testhost_power_off
     trap 'testhost_power_off' EXIT

@@ -93,7 +93,7 @@ def gpus_that_others_have_taken(t):
     before = unit.look()
     unit.crctl("checkpoint")
     unit.host.run("systemd-run", "--quiet", "--collect", "-u", "kfd-hog", f"{HOME}/kfd-counter", "/var/tmp/kfd-hog", "1", "60")
-    wait_for(lambda: sum(int(one["vram"]) > 60 << 20 for one in unit.driver("device")) == 2, "GPUs are taken", 30)
+    wait_for(lambda: sum(int(one["vram"]) > 60 << 20 for one in unit.driver("device")) == 2, "GPUs are taken")
     since = unit.host.unit(unit.unit, "InactiveExitTimestampMonotonic", "ActiveState")
     answer = unit.refuse("restore")
     for gpu in ("0x1001", "0x1002"):
@@ -181,7 +181,7 @@ def a_restore_that_fails_leaves_nothing(t):
                 ("restore.memory", "restore.resume-devices"):
         for action in ("kill", "fail") if SOAK else ("kill",):
             unit.refuse("restore", "--x-fault", f"step={step},action={action}")
-            wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{step}: inactive", 30)
+            wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{step}: inactive")
             unit.check_device(f"{step} {action}", running=False)
             unit.check_no_trace(f"{step} {action}")
     unit.crctl("restore")

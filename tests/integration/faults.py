@@ -388,7 +388,7 @@ while True:
 '''
 CALL = """import socket, sys
 for family, address in ((socket.AF_INET, ("127.0.0.1", 7801)), (socket.AF_UNIX, "/run/relay/sock")):
-    s = socket.socket(family); s.settimeout(5); s.connect(address); print(int(s.recv(100)))"""
+    s = socket.socket(family); s.settimeout(60); s.connect(address); print(int(s.recv(100)))"""
 
 
 class Relay(Subject):
@@ -699,12 +699,12 @@ def wait_halted(host, job, step):
         pid = worker_of(host, job)
         return pid if pid and "State:\tT" in host.sh(f"cat /proc/{pid}/status 2>/dev/null || true").out else 0
 
-    return wait_for(halted, f"the worker halts at {step}", 20, 0.1)
+    return wait_for(halted, f"the worker halts at {step}", interval=0.1)
 
 
 def wait_ended(subject, job, when):
     wait_for(lambda: subject.look()["look"]["jobs"].get(job) in (None, {"ended": True, "undo": False}),
-             f"{when}: job {job} ends", 30, 0.2)
+             f"{when}: job {job} ends", interval=0.2)
 
 
 def samples(steps, *some):
@@ -788,7 +788,7 @@ def worker_killed_without_a_daemon(t):
     for steps, step, when, job, worker in halted_jobs(at, subject, "worker without a daemon"):
         at.host.sh(f"systemctl stop checkpointd.service; kill -KILL {worker}")
         left = lambda: subject.look()["look"]["jobs"][job]
-        wait_for(lambda: not left()["undo"], f"{when}: it is undone", 30, 0.2)
+        wait_for(lambda: not left()["undo"], f"{when}: it is undone", interval=0.2)
         check_equal(at.host.main_pid("checkpointd.service"), 0, f"{when}: main PID of the daemon")
         check_equal(left()["ended"], False, f"{when}: that somebody said how it ended")
         state = subject.look()["look"]["unit"]["ActiveState"]
@@ -828,7 +828,7 @@ def interrupt(subject, step):
     before = set(subject.look()["look"]["jobs"])
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         running = pool.submit(subject.host.run, "crctl", "restore", subject.unit, "--x-fault",
-                              f"step={step},action=stop", check=False, timeout=60)
+                              f"step={step},action=stop", check=False, timeout=240)
         job = wait_for(lambda: list(set(subject.look()["look"]["jobs"]) - before), "the job is there")[0]
         worker = wait_halted(subject.host, job, step)
         subject.host.run("pkill", "-INT", "-x", "crctl")

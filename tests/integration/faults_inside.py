@@ -141,7 +141,7 @@ def images_of(unit):
             for name in names}
 
 
-def await_last_looks(unit, seconds=20):
+def await_last_looks(unit, seconds=60):
     """Of a job that has ended PID 1 asks, in its own time, whether something is left to undo. Its cgroup is there
     until that has been done."""
     deadline = time.monotonic() + seconds
@@ -181,7 +181,7 @@ def counter_now(folder):
             "log": len(log), "log_sound": log == list(range(1, len(log) + 1))}
 
 
-def counter(folder, seconds=15):
+def counter(folder, seconds=60):
     """What the counter says of itself once every part of it has moved; `moves` tells whether that came."""
     before = counter_now(folder)
     deadline = time.monotonic() + seconds

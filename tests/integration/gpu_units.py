@@ -18,7 +18,7 @@ LOOK = """import json, re, struct, sys, time
 def look(path):
     rounds, wrong, failed, pid = struct.unpack("<4Q", open(path, "rb").read(32))
     return [rounds, wrong, failed, pid, re.search("TracerPid:\\t(\\d+)", open(f"/proc/{pid}/status").read()).group(1)]
-first, end = None, time.monotonic() + 40
+first, end = None, time.monotonic() + 100
 while True:
     try:
         now = [look(f"{sys.argv[1]}-{i}") for i in (0, 1)]
@@ -53,7 +53,7 @@ class Program:
 
     def look(self, rounds=0):
         """Of each process: rounds, numbers that were wrong, calls that failed, PID, tracer; after so many more rounds."""
-        return json.loads(self.host.run("python3", "-c", LOOK, f"{self.status}-{self.name}", str(rounds), timeout=60).out)
+        return json.loads(self.host.run("python3", "-c", LOOK, f"{self.status}-{self.name}", str(rounds), timeout=150).out)
 
     def check_counts(self, when, since=None):
         """Both go on, their device memory is right, and no call has failed: so none is locked, frozen or held."""
@@ -86,9 +86,9 @@ class Program:
 
     def check_no_trace(self, when):
         """Nothing of a job is left: no drop-in of it, no journal, no image that is not whole."""
-        out = self.host.sh(f"systemctl show {self.unit} -p DropInPaths --value; ls -d /run/checkpointd/jobs/*/undo "
-                           "2>/dev/null || true").out.splitlines()
-        check_equal((harness.without_gate(out[0]), out[1:], self.kept_files()), ([], [], []), f"{when}: drop-ins, journals, files")
+        self.host.wait_undone(when)
+        drop_ins = self.host.unit(self.unit, "DropInPaths")["DropInPaths"]
+        check_equal((harness.without_gate(drop_ins), self.kept_files()), ([], []), f"{when}: drop-ins, files")
 
     def check_dead_workers(self, faults):
         """At each (step, action) a checkpoint ends, and nothing has happened to the program."""

@@ -73,7 +73,7 @@ def check_in(part, whole, what):
     check(part in whole, f"{what}: expected {part!r} in it", whole)
 
 
-def wait_for(condition, what, seconds=10.0, interval=0.05):
+def wait_for(condition, what, seconds=60.0, interval=0.05):
     """Polls `condition` until it returns something true, which is returned. To look costs as much as what is waited
     for, and other suites want the processor too: the longer it takes, the more seldom it looks."""
     began = time.monotonic()
@@ -143,7 +143,7 @@ class Host:
         run_here(DEV, "testhost", "down", self.name)
 
     def reboot(self, crash=False):
-        run_here(DEV, "testhost", "reboot", self.name, *(["--crash"] if crash else []))
+        run_here(DEV, "testhost", "reboot", self.name, *(["--crash"] if crash else []), timeout=600)
 
     def command(self, *command):
         """What to run on this machine so that `command` runs inside."""
@@ -199,6 +199,10 @@ class Host:
         finally:
             for pid in pids:
                 self.run("systemctl", "stop", f"taker-{pid}.service", check=False)
+
+    def wait_undone(self, when):
+        """No journal of a job is left. Who undoes one may just be removing it when the job is known to have ended."""
+        wait_for(lambda: not self.sh("ls -d /run/checkpointd/jobs/*/undo 2>/dev/null || true").out, f"{when}: all is undone")
 
     def drop_in(self, unit, text, name="test"):
         self.write(f"/etc/systemd/system/{unit}.d/{name}.conf", text)

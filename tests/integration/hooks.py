@@ -78,7 +78,7 @@ def snapshots_by_timer(t):
 
     wait_for(four_were_taken, "four snapshots", 120, 0.2)
     host.run("systemctl", "stop", "checkpoint@counter.timer")
-    wait_for(lambda: host.unit("checkpoint@counter.service")["ActiveState"] == "inactive", "the last one", 30)
+    wait_for(lambda: host.unit("checkpoint@counter.service")["ActiveState"] == "inactive", "the last one")
     check_equal(len(images(host, UNIT)), 2, "images that stayed")
     counter.check_continues(before, "after many snapshots")
 

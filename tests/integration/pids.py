@@ -121,10 +121,10 @@ def the_counter_in_a_namespace(t):
     main = check_counter_inside(host, counter, before)
     check_in(f"main PID {main},", done.out, "its PID for the administrator")
     wait_for(lambda: any(entry.get("_PID") == str(main) for entry in host.journal(COUNTER)[lines:]),
-             "its lines in the journal", 20)
+             "its lines in the journal")
     host.run("kill", "-SEGV", str(main))
     wait_for(lambda: host.unit(COUNTER)["NRestarts"] == "1" and host.unit(COUNTER)["ActiveState"] == "active",
-             "its crash is noticed, and it is started anew", 20)
+             "its crash is noticed, and it is started anew")
     cold = host.main_pid(COUNTER)
     check_equal(inner_numbers(host, cold)[0], cold, "the cold copy is in no namespace")
     check_equal(host.sh("pgrep -x pid-init || true").out, "", "nothing is left of the namespace")
@@ -151,14 +151,14 @@ def a_sandbox_stays_as_closed_as_it_was(t):
 
     for unit in units:
         wait_for(lambda: host.exists(f"/var/lib/{unit.removesuffix('.service')}/report") and min(report(unit)[1]) > 3,
-                 f"{unit} counts", 20)
+                 f"{unit} counts")
         pid = host.main_pid(unit)
         checkpoint(host, unit)
         facts, counts = report(unit)
         with host.taken(pid):
             check_in("namespace", host.run("crctl", "restore", unit).out, f"{unit}: where it is")
         wait_for(lambda: all(now > then for now, then in zip(report(unit)[1], counts, strict=True)),
-                 f"{unit} counts on", 20)
+                 f"{unit} counts on")
         check_equal(sorted(set(report(unit)[0]) ^ set(facts)), [], f"{unit}: what differs inside")
         main = host.main_pid(unit)
         check_equal(inner_numbers(host, main)[0], pid, f"{unit}: its PID inside")
@@ -188,7 +188,7 @@ def a_forking_daemon(t):
     checkpoint(host, "daemon.service")
     with host.taken(last["main"][1]):
         host.run("crctl", "restore", "daemon.service")
-    wait_for(lambda: all(said()[name][0] > last[name][0] for name in names), "all three count on", 20)
+    wait_for(lambda: all(said()[name][0] > last[name][0] for name in names), "all three count on")
     now = said()
     for name in names:
         check_equal(now[name][1], last[name][1], f"{name}: getpid()")
@@ -198,13 +198,13 @@ def a_forking_daemon(t):
     last = said()
     checkpoint(host, "daemon.service")
     host.run("crctl", "restore", "daemon.service")
-    wait_for(lambda: all(said()[name][0] > last[name][0] for name in names), "all three count on, out of it again", 20)
+    wait_for(lambda: all(said()[name][0] > last[name][0] for name in names), "all three count on, out of it again")
     for name in names:
         check_equal(said()[name][1], last[name][1], f"{name}: getpid() out of it again")
     main = host.main_pid("daemon.service")
     check_equal([main, int(host.read("/run/daemon/pid"))], [last["main"][1]] * 2, "the main PID, and the PID file")
     host.run("kill", str(main))
-    wait_for(lambda: host.unit("daemon.service")["ActiveState"] == "inactive", "the end of the main process ends all", 30)
+    wait_for(lambda: host.unit("daemon.service")["ActiveState"] == "inactive", "the end of the main process ends all")
     check_nothing_left(host, "daemon.service")
 
 

@@ -173,7 +173,7 @@ def they_are_watched_as_before(t):
             def is_new():
                 seen = see(host, kind)
                 return seen.shown["NRestarts"] == "1" and seen.lead not in (0, before.lead)
-            wait_for(is_new, f"{kind.unit} is restarted by systemd", 30)
+            wait_for(is_new, f"{kind.unit} is restarted by systemd")
             see_it_count(host, kind, 0, "restarted")
             host.run("systemctl", "stop", kind.unit)
         check(check_gone(host, kind, before).state in ("inactive", "failed"), f"{kind.unit} stopped")
@@ -196,12 +196,12 @@ def check_deaths(host, kind, verb, deaths, revive):
         outcome = host.run("crctl", verb, kind.unit, "--x-fault", f"step={step},action=kill", check=False)
         check(outcome.code != 0, f"{kind.unit}: the job dies at {step}", outcome)
         wait_for(lambda: not any(path.startswith("/run/systemd/system/") for path in see(host, kind).left) and
-                 (lead(host, kind) == before.lead) == lives, f"{kind.unit}, {step}: no drop-in, lives {lives}", 30)
+                 (lead(host, kind) == before.lead) == lives, f"{kind.unit}, {step}: no drop-in, lives {lives}")
         if lives:
             seen = see_it_count(host, kind, before.count, f"after a death at {step}")
             check_equal(seen.definition, before.definition, f"{kind.unit}: its definition")
         else:
-            wait_for(lambda: see(host, kind).state == "inactive", f"{kind.unit}, {step}: inactive", 30)
+            wait_for(lambda: see(host, kind).state == "inactive", f"{kind.unit}, {step}: inactive")
             check_gone(host, kind, before)
 
 

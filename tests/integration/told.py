@@ -48,7 +48,7 @@ class Told:
 
     def hears(self, *words):
         """Waits until it was told `words` and nothing else since it was last asked; returns its state."""
-        wait_for(lambda: len(self.state()["told"]) >= len(self.before["told"]) + len(words), f"it hears {words}", 30)
+        wait_for(lambda: len(self.state()["told"]) >= len(self.before["told"]) + len(words), f"it hears {words}")
         now = self.state()
         check_equal(now["told"][len(self.before["told"]):], list(words), "what it was told")
         return now
@@ -68,7 +68,7 @@ class Told:
         check(now["seed"] != self.before["seed"], f"{when}: it has drawn another seed", now)
 
     def check_connected(self, when):
-        wait_for(lambda: self.state()["connected"], f"{when}: it is connected", 20)
+        wait_for(lambda: self.state()["connected"], f"{when}: it is connected")
 
 
 def policy(host, text):

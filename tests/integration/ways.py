@@ -227,7 +227,7 @@ def arm_for_shutdown(host):
     host.write(ARMED, host.read(ARMED).replace("restore-at-boot: yes", "restore-at-boot: yes, checkpoint-at-shutdown: yes"))
     host.run("crctl", "policy", "reload")
     wait_for(lambda: host.unit("checkpointd-shutdown.service", "ActiveState")["ActiveState"] == "active",
-             "the unit that is stopped first", 30)
+             "the unit that is stopped first")
 
 
 def disarm(host):
