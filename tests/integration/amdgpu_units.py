@@ -87,7 +87,7 @@ def have_gpus(host, *gpus, cpus=1):
             f"mountpoint -q {PLUGIN} || mount --bind {HOME}/amdgpu.so {PLUGIN}")
     if gpus:
         host.run("systemd-run", "--quiet", "--collect", "-u", "kfd-emulated", f"{HOME}/kfd-emulator", FOLDER, str(cpus), *gpus)
-        host.sh(f"for i in {{1..500}}; do test -e {FOLDER}/kfd && break; sleep 0.02; done; cd {FOLDER}; "
+        host.sh(f"for i in {{1..3000}}; do test -e {FOLDER}/kfd && break; sleep 0.02; done; cd {FOLDER}; "
                 "for f in kfd renderD*; do to=/dev/$f; [ $f = kfd ] || to=/dev/dri/$f; touch $to; mount --bind $f $to; done")
 
 

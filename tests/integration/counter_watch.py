@@ -66,12 +66,13 @@ class CounterWatch:
         self.check_alive(when)
 
     def check_deadline(self, before, when, tolerance=0.5):
-        """The thread that slept towards a deadline when `before` was taken wakes at it."""
+        """The thread that slept towards a deadline when `before` was taken wakes at it. A machine that makes another of
+        its threads wait may make this one wait as long."""
         left = (before["next_deadline_ns"] - before["monotonic_ns"]) / 1e9
         wait_for(lambda: self.state()["wakes"] > before["wakes"], f"{when}: the sleeper wakes",
-                 max(left, 0) + 10)
+                 max(left, 0) + 60)
         now = self.state()
         if now["wakes"] == before["wakes"] + 1:
             check_equal(now["last_deadline_ns"], before["next_deadline_ns"], f"{when}: the deadline")
-        check(now["worst_lateness_ns"] < tolerance * 1e9, f"{when}: it woke in time", now)
+        check(now["worst_lateness_ns"] < tolerance * 1e9 + now["largest_gap_ns"], f"{when}: it woke in time", now)
         return now["last_lateness_ns"] / 1e6

@@ -110,7 +110,7 @@ def for_all(host, verb, names):
     """Runs `verb UNIT` for all, four at a time; what failed is told at once."""
     units = "\n".join(unit_of(name) for name in names)
     outcome = host.run("xargs", "-P4", "-I{}", "sh", "-c", f"{verb} {{}} >/run/{{}}.out 2>&1 || {{ echo {{}}:; cat "
-                       "/run/{}.out; journalctl -b -n 5 --no-pager -u {}; } | sed -z 's/\\n/\\n  /g'", input=units)
+                       "/run/{}.out; journalctl -b -n 5 --no-pager -u {}; } | sed -z 's/\\n/\\n  /g'", input=units, timeout=600)
     check_equal(outcome.out, "", f"{verb}: those that failed")
 
 
@@ -139,7 +139,7 @@ def wait_counting(host, names, above, when):
                 if not seen[name][1] or min(seen[name][1]) < 3 or
                 any(now <= before for now, before in zip(seen[name][1], above.get(name, ([], []))[1]))]
     try:
-        wait_for(lambda: not late(), f"{when}: all count on", 60, 0.5)
+        wait_for(lambda: not late(), f"{when}: all count on", 120, 0.5)
     except harness.Failed as failed:
         raise harness.Failed(f"{failed}\n  late: {late()}") from failed
     return seen

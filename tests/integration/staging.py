@@ -78,7 +78,7 @@ class Target:
         words = shlex.join([DRIVER, verb, self.name, self.dir, *map(str, options)])
         if replay:
             words += f"; status=$?; [ $status != 137 ] || {DRIVER} replay {self.dir} || exit; exit $status"
-        return self.host.run("sh", "-c", words, check=check, timeout=60)
+        return self.host.run("sh", "-c", words, check=check)
 
     def state(self):
         return self.host.unit(self.name, "ActiveState", "SubState", "Result", "MainPID", "NRestarts")
@@ -113,7 +113,7 @@ class Target:
         """It runs with the main process that it had, and goes on."""
         # Its lines show that it goes on, user and system time do not: voluntary switches.
         moves = f"""switches() {{ grep ^voluntary /proc/{self.main}/status; }}
-            before=$(switches); for n in $(seq 200); do
+            before=$(switches); for n in $(seq 1200); do
             [ "$(switches)" = "$before" ] || {{ echo moves=yes; break; }}; sleep 0.05; done"""
         seen = self.check_no_traces(when, moves)
         check_equal((seen["ActiveState"], seen["MainPID"]), (self.busy, str(self.main)), f"the unit {when}")
