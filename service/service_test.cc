@@ -450,7 +450,7 @@ class HelpersTest : public ::testing::Test {
         ProcessHelpers helpers(loop_, program, "/store");
         std::optional<Result<std::string>> answer;
         helpers.explain("u/1", [&](Result<std::string> result) { answer = std::move(result); });
-        for (int i = 0; i < 1000 && !answer; ++i)
+        for (int i = 0; i < 6000 && !answer; ++i)
             EXPECT_TRUE(loop_.run_once(std::chrono::milliseconds(10)));
         return answer ? *answer : fail(ErrorKind::kTimeout, "test", "no answer");
     }

@@ -148,14 +148,14 @@ class TellSelf : public ::testing::Test {
         message.msg_control = control;
         message.msg_controllen = sizeof(control);
         ssize_t got = -1;
-        for (int i = 0; i < 5000 && got < 0; ++i, usleep(1000))
+        for (int i = 0; i < 60'000 && got < 0; ++i, usleep(1000))
             got = recvmsg(door_.get(), &message, MSG_CMSG_CLOEXEC);
         if (cmsghdr* header = CMSG_FIRSTHDR(&message); got > 0 && header && descriptor)
             descriptor->reset(*reinterpret_cast<int*>(CMSG_DATA(header)));
         return std::string(text, static_cast<size_t>(std::max<ssize_t>(got, 0)));
     }
 
-    Result<void> before(milliseconds patience = seconds(20)) {
+    Result<void> before(milliseconds patience = seconds(100)) {
         return tell_before(facts_, WayDown::kSnapshot, steady_clock::now() + patience);
     }
 

@@ -40,7 +40,7 @@ Shared* g_shared = nullptr;  // of this target process, for its handlers
 constexpr int64_t kMillisecond = 1000000;
 constexpr int64_t kSleep = 300 * kMillisecond;
 // The machine may be busy; a sleep that began anew at each stop would never end, not be a little late.
-constexpr int64_t kLate = 1500 * kMillisecond;
+constexpr int64_t kLate = 10'000 * kMillisecond;
 
 int64_t now() {
     timespec ts{};
@@ -337,7 +337,7 @@ Target::~Target() {
 }
 
 bool Target::eventually(const std::function<bool()>& condition) {
-    for (int64_t end = now() + 5000 * kMillisecond; now() < end; usleep(100))
+    for (int64_t end = now() + 60'000 * kMillisecond; now() < end; usleep(100))
         if (condition())
             return true;
     return condition();

@@ -101,7 +101,7 @@ TEST(Cgroup, FreezesThawsAndListsWhatIsBelow) {
         EXPECT_EQ(*cgroup_processes(path), expected);
         EXPECT_EQ(*cgroup_threads(path), expected);
         EXPECT_EQ(*cgroup2_of(second.pid()), path + "/sub");
-        auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+        auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
         auto frozen = [&] {
             std::ifstream file(path + "/sub/cgroup.events");
             return std::string(std::istreambuf_iterator<char>(file), {}).find("frozen 1") !=
@@ -124,7 +124,7 @@ TEST(Cgroup, FreezesThawsAndListsWhatIsBelow) {
         EXPECT_FALSE(frozen());
     }
     for (const std::string& name : {path + "/sub", path})
-        for (int i = 0; i < 1000 && rmdir(name.c_str()) != 0 && errno == EBUSY; ++i)
+        for (int i = 0; i < 60'000 && rmdir(name.c_str()) != 0 && errno == EBUSY; ++i)
             usleep(1000);
     EXPECT_NE(access(path.c_str(), F_OK), 0);
     EXPECT_TRUE(thaw_cgroup(path));  // one that is gone is fine

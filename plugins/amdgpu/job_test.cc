@@ -331,7 +331,7 @@ TEST_F(AmdgpuJob, WhatADeadJobLeftIsUndone) {
         undo_pause(*here_.kfd, host_.records.begin()->second));  // a second time does no harm
     EXPECT_EQ(here_.process(program_->pid()).evicted, 0u);
     std::string status;
-    for (int i = 0; i < 10000 && status.find("State:\tS") == std::string::npos; ++i, usleep(1000))
+    for (int i = 0; i < 60'000 && status.find("State:\tS") == std::string::npos; ++i, usleep(1000))
         status = read_file(AT_FDCWD, fmt::format("/proc/{}/status", program_->pid())).value();
     EXPECT_THAT(status, HasSubstr("TracerPid:\t0\n"));
     EXPECT_THAT(status, HasSubstr("State:\tS"));
@@ -400,7 +400,7 @@ class Borrower {
     explicit Borrower(const EmulatedProgram& program) : pid_(fork()) {
         if (pid_ == 0)
             hold(program.file());
-        for (int i = 0; i < 10000 && read_descriptor_list(pid_).value().size() > 1; ++i)
+        for (int i = 0; i < 60'000 && read_descriptor_list(pid_).value().size() > 1; ++i)
             usleep(1000);
     }
     ~Borrower() {

@@ -170,7 +170,7 @@ class PluginFiles : public SampleTest {
 
     ScopedFd accept_one() {
         pollfd wait{listener_.get(), POLLIN, 0};
-        EXPECT_EQ(poll(&wait, 1, 10000), 1) << "nobody connects";
+        EXPECT_EQ(poll(&wait, 1, 60'000), 1) << "nobody connects";
         return ScopedFd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
     }
     // Of tasks that came to nothing.
@@ -183,7 +183,7 @@ class PluginFiles : public SampleTest {
         char byte = 'x';
         ASSERT_EQ(send(connection.get(), &byte, 1, 0), 1);
         pollfd wait{connection.get(), POLLIN, 0};
-        ASSERT_EQ(poll(&wait, 1, 10000), 1);
+        ASSERT_EQ(poll(&wait, 1, 60'000), 1);
         ASSERT_EQ(recv(connection.get(), &byte, 1, 0), 1);
         EXPECT_EQ(byte, 'y');
     }

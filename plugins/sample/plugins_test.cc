@@ -117,7 +117,8 @@ TEST_F(SamplePlugin, DevicesHaveATimeOfTheirOwnInARestore) {
                 std::this_thread::sleep_until(deadline + std::chrono::milliseconds(50));
             return {};
         }
-        const Plugins::Deadline deadline = std::chrono::steady_clock::now() + std::chrono::seconds(4);
+        const Plugins::Deadline deadline =
+            std::chrono::steady_clock::now() + std::chrono::seconds(8);
     };
     dump_and_kill();
     auto plugins = Plugins::for_restore(options(), Names{"sample"});

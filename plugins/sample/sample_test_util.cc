@@ -60,12 +60,12 @@ void SampleTest::TearDown() {
 void SampleTest::run_victim() { use_device(folder_); }
 
 void SampleTest::wait_for(const std::function<bool()>& good) {
-    for (int i = 0; i < 10000; ++i) {
+    for (int i = 0; i < 60'000; ++i) {
         if (good())
             return;  // not to be asked twice: files that programs write over are empty for a moment
         usleep(1000);
     }
-    FAIL() << "waited 10 s in vain";
+    FAIL() << "waited a minute in vain";
 }
 
 std::string SampleTest::device(const char* suffix) const { return fmt::format("{}/{}{}", folder_, pid_, suffix); }

@@ -184,7 +184,7 @@ class BusTest : public ::testing::Test {
         return proxy;
     }
     void receive_until(const std::string& prefix) {
-        for (int i = 0; i < 500; ++i) {
+        for (int i = 0; i < 6000; ++i) {
             while (bus::process_pending(*connection_)) {
             }
             for (const std::string& line : log_)
