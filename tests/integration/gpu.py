@@ -127,7 +127,7 @@ def a_restore_that_fails_leaves_nothing(t):
     for step in ("restore.devices", "restore.resume-devices", "restore.memory", "restore.commit"):
         for action in ("kill", "fail"):
             unit.refuse("restore", "--x-fault", f"step={step},action={action}")
-            wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{step}: inactive", 30)
+            wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{step}: inactive")
             unit.check_no_trace(f"{step} {action}")
             unit.host.sh(f"rm -f {MEMORY}/[0-9]*")  # what the real driver does for a process that has ended
     unit.crctl("restore")
@@ -210,7 +210,7 @@ def all_that_is_in_the_way_is_told_at_once(t):
     host.write("/etc/systemd/system/mps@.service", "[Service]\nExecStart=sleep 1000\n")
     host.sh(f"systemctl start mps.socket; rm -f {STATUS}-odd-0; systemctl start odd.service; mount -t tmpfs tmpfs /proc/driver; "
             "mkdir -p /proc/driver/nvidia/capabilities/gpu0/mig/gi1")
-    wait_for(lambda: host.exists(f"{STATUS}-odd-0"), "it counts", 30)
+    wait_for(lambda: host.exists(f"{STATUS}-odd-0"), "it counts")
     pid = host.main_pid("odd.service")
     host.write(f"{MEMORY}/.devices", f"{FIRST} 16000000\n")
     host.sh(f"truncate -s 8T {MEMORY}/{pid}-{FIRST}")
@@ -283,7 +283,7 @@ def what_others_have_is_not_in_the_image(t):
         unit.host.sh(f"truncate -s 500M {somebody}")
         have_faults(unit.host, f"{call} hang")
         unit.host.sh(f"systemd-run -q -u verb -- crctl checkpoint {unit.unit}")
-        wait_for(lambda: unit.host.exists(f"{MEMORY}/.in-{call}"), f"the driver is in {call}", 30)
+        wait_for(lambda: unit.host.exists(f"{MEMORY}/.in-{call}"), f"the driver is in {call}")
         unit.host.sh(f"rm {somebody}")
         have_faults(unit.host)
         wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] == "inactive", "the checkpoint is done", 60)
@@ -352,10 +352,10 @@ def crash(unit, verb, call, whom="all"):
     """The worker is killed while the driver is in `call`, and that goes on."""
     have_faults(unit.host, f"{call} hang")
     unit.host.sh(f"systemd-run -q -u verb -- crctl {verb} {unit.unit}")
-    wait_for(lambda: unit.host.exists(f"{MEMORY}/.in-{call}"), f"the driver is in {call}", 30)
+    wait_for(lambda: unit.host.exists(f"{MEMORY}/.in-{call}"), f"the driver is in {call}")
     unit.host.sh(f"systemctl kill --kill-whom={whom} -s KILL 'checkpointd-job-*'")
     have_faults(unit.host)
-    wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] != "active", f"{verb} has failed", 30)
+    wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] != "active", f"{verb} has failed")
     unit.host.sh("systemctl reset-failed verb.service")
 
 
@@ -373,7 +373,7 @@ def a_dead_worker_leaves_nothing_mapped(t):
     for call in ("restore", "copy", "complete") if SOAK else ("complete",):
         unit.crctl("checkpoint")
         crash(unit, "restore", call)
-        wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", "the unit is down again", 30)
+        wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", "the unit is down again")
         unit.check_no_trace(f"a restore killed in {call}")
         unit.host.sh(f"rm -f {MEMORY}/[0-9]*")  # what the real driver does for a process that has ended
         unit.crctl("restore")
@@ -392,7 +392,7 @@ def a_restore_of_storage_that_fails(t):
         check_in(told, unit.refuse("restore"), fault)
         have_faults(unit.host)
         unit.host.sh(f"rm -f {MEMORY}/[0-9]*")
-        wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{fault}: inactive", 30)
+        wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{fault}: inactive")
         unit.check_no_trace(fault)
     unit.crctl("restore")
     unit.check_counts("restored in the end", since)
@@ -416,11 +416,11 @@ def where_the_disk_is_full(t):
 def crash_with_helper(unit, step, *faults):
     """It and the worker end while the processes are off their devices; until the job's recovery has ended too."""
     unit.host.sh(f"systemd-run -q -u verb -- crctl checkpoint {unit.unit} --x-fault step={step},action=stop")
-    wait_for(lambda: "checkpointd-wor) T" in unit.host.sh("cat /proc/[0-9]*/stat || true").out, f"it stands at {step}", 30)
+    wait_for(lambda: "checkpointd-wor) T" in unit.host.sh("cat /proc/[0-9]*/stat || true").out, f"it stands at {step}")
     check_equal(unit.device_files(), [], "processes with device memory")
     have_faults(unit.host, *faults)
     unit.host.sh("systemctl kill -s KILL checkpointd-cuda.service; systemctl kill -s KILL 'checkpointd-job-*'")
-    wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] != "active", "the job has failed", 30)
+    wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] != "active", "the job has failed")
     unit.host.sh("systemctl reset-failed verb.service")
 
 
@@ -487,13 +487,13 @@ def what_the_policy_says_of_one_that_takes_too_long(t):
         have_faults(unit.host)
         if wanted == "kill":
             break
-        wait_for(lambda: len(unit.device_files()) == 1, "the driver comes to the end of what it was told", 30)
+        wait_for(lambda: len(unit.device_files()) == 1, "the driver comes to the end of what it was told")
         unit.check_no_trace(wanted)
         left = [str(one[3]) for one in since if f"{one[3]}-{FIRST}" not in unit.device_files()]
         for action in ("restore", "unlock"):
             unit.host.run("env", f"LD_LIBRARY_PATH={HOME}", f"{HOME}/cuda-checkpoint", "--action", action, "--pid", *left)
         unit.check_counts(wanted, since)
-    wait_for(lambda: any(not unit.host.exists(f"/proc/{one[3]}") for one in since), "one is killed", 30)
+    wait_for(lambda: any(not unit.host.exists(f"/proc/{one[3]}") for one in since), "one is killed")
     policy(unit.host, enabled="yes")
     unit.host.sh(f"systemctl stop {unit.unit}; rm -f {MEMORY}/[0-9]*")
     unit.start()
@@ -556,15 +556,15 @@ def a_helper_that_is_told_to_stop(t):
     unit = program(t)
     have_driver(unit.host, STORAGE)
     unit.host.run("systemd-run", "-q", "-u", "stays", "python3", "-c", STAYS)
-    wait_for(lambda: unit.host.exists("/run/stays"), "somebody is connected", 30)
+    wait_for(lambda: unit.host.exists("/run/stays"), "somebody is connected")
     unit.host.sh("systemctl stop --no-block checkpointd-cuda.service")
-    wait_for(lambda: unit.host.unit("checkpointd-cuda.service")["ActiveState"] == "deactivating", "it is told", 30)
+    wait_for(lambda: unit.host.unit("checkpointd-cuda.service")["ActiveState"] == "deactivating", "it is told")
     forget_images(unit)
     unit.crctl("checkpoint", "--mode", "snapshot")
     since = unit.check_counts("by a helper that stops")
     check_equal(len(storage_files(unit)), 2, "files of device memory, which a helper of its own does not make")
     unit.host.sh("systemctl stop stays.service; rm /run/stays")
-    wait_for(lambda: unit.host.unit("checkpointd-cuda.service")["ActiveState"] == "inactive", "it ends", 30)
+    wait_for(lambda: unit.host.unit("checkpointd-cuda.service")["ActiveState"] == "inactive", "it ends")
     unit.host.drop_in("checkpointd-cuda.service", "[Service]\nExecStart=\nExecStart=false\n", "dead")
     unit.host.sh(f"systemctl set-environment LD_LIBRARY_PATH={HOME}")
     unit.crctl("checkpoint", "--mode", "snapshot")
@@ -584,7 +584,7 @@ def with_the_system(t):
     units[0].crctl("checkpoint", "--mode", "snapshot")
     for unit in units:
         forget_images(unit)
-    wait_for(lambda: host.unit("checkpointd-shutdown.service")["ActiveState"] == "active", "the unit that is stopped first", 30)
+    wait_for(lambda: host.unit("checkpointd-shutdown.service")["ActiveState"] == "active", "the unit that is stopped first")
     since = [unit.look() for unit in units]
     host.reboot()
     check_equal(len(storage_files(units[0])), 4, "files of device memory")
