@@ -27,7 +27,7 @@ def peer_criu():
     return peer if found and int(found.group(1)) >= 4 and "Engine:" not in text else None
 
 
-def wait_for(path, seconds=20):
+def wait_for(path, seconds=60):
     end = time.monotonic() + seconds
     while not os.path.exists(path):
         if time.monotonic() > end:
