@@ -127,8 +127,10 @@ struct ckptd_host {
     uint64_t (*journal)(void *context, const char *record);
     int (*forget)(void *context, uint64_t id);
     /*
-     * Lets one thread of a held task run, with all its signals blocked; hold_thread() stops it again, as if it had
-     * stood all the time. 0, or -1 with errno: ESRCH it is gone, EBUSY tasks do not stand, ETIMEDOUT it does not stop.
+     * Lets one thread of a held task run, with all its signals blocked but those of its own faults; hold_thread() stops it
+     * again, as if it had stood all the time. 0, or -1 with errno: ESRCH it is gone, EBUSY tasks do not stand, ETIMEDOUT
+     * it does not stop. A SIGCONT or SIGSTOP stops one that runs: run_thread() for it, every few milliseconds while it is
+     * waited for, has it go on.
      * It must do its work without a lock that threads which stand may hold, such as that of an interpreter.
      */
     int (*run_thread)(void *context, pid_t pid, pid_t tid);

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdlib>
 
+#include "core/inject/loose_thread.h"
 #include "core/kernel/pidfd.h"
 #include "plugins/host/plugins.h"
 
@@ -50,6 +51,7 @@ Result<std::unique_ptr<Guardian>> Guardian::start(const std::string& plugin_dire
     if (mkdtemp(made->home_.data()) == nullptr)
         return fail_errno(made->home_, "cannot be made, for the journal");
     add_plugin_undo_kinds(made->table_, plugin_directory);
+    add_mask_undo_kind(made->table_);
     CKPT_ASSIGN(const ScopedFd own, pidfd_open(getpid()));
     made->pid_ = fork();
     if (made->pid_ < 0)

@@ -16,14 +16,15 @@ constexpr std::chrono::minutes kResumeTime{5};
 
 class ForestThreads : public ThreadControl {
   public:
-    explicit ForestThreads(SeizedForest& forest) : forest_(forest) {}
-    int run(pid_t pid, pid_t tid) override { return errno_of(forest_.let_run(pid, tid)); }
+    ForestThreads(SeizedForest& forest, Journal* journal) : forest_(forest), journal_(journal) {}
+    int run(pid_t pid, pid_t tid) override { return errno_of(forest_.let_run(pid, tid, journal_)); }
     int hold(pid_t pid, pid_t tid, std::chrono::steady_clock::time_point deadline) override {
         return errno_of(forest_.stop_again(pid, tid, deadline));
     }
 
   private:
     SeizedForest& forest_;
+    Journal* journal_;
 };
 
 }  // namespace
@@ -57,8 +58,9 @@ std::vector<pid_t> HeldDevices::pids() const {
 Result<void> HeldDevices::prepare(Deadline deadline) {
     if (plugins_ == nullptr)
         return {};
-    ForestThreads threads(*forest_);
-    return plugins_->prepare(pids(), &threads, deadline);
+    ForestThreads threads(*forest_, plugins_->journal());
+    CKPT_TRY(plugins_->prepare(pids(), &threads, deadline));
+    return forest_->check_threads();  // on the way back nobody minds: there is nothing to dump any more
 }
 
 Result<void> HeldDevices::resume() {
@@ -70,7 +72,7 @@ Result<void> HeldDevices::resume() {
     steps_->giving_back(most);
     if (forest_ == nullptr)
         return plugins->resume(pids(), nullptr, deadline);
-    ForestThreads threads(*forest_);
+    ForestThreads threads(*forest_, plugins->journal());
     return plugins->resume(pids(), &threads, deadline);
 }
 

@@ -12,10 +12,12 @@
 #include <poll.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <utility>
 
 #include "core/arch/x86_64/restart.h"
 #include "core/arch/x86_64/stub.h"
 #include "core/base/io.h"
+#include "core/inject/stops.h"
 #include "core/kernel/cgroup.h"
 #include "core/kernel/pidfd.h"
 #include "core/kernel/proc_stat.h"
@@ -29,10 +31,11 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
-std::string name_of(pid_t pid) { return fmt::format("pid {}", pid); }
-std::string name_of(pid_t pid, pid_t tid) {
-    return tid == pid ? name_of(pid) : fmt::format("pid {} thread {}", pid, tid);
-}
+// For a thread that runs for its driver to stop once more.
+constexpr std::chrono::seconds kLooseTime{10};
+
+std::string name_of(pid_t pid) { return name_of_thread(pid, pid); }
+std::string name_of(pid_t pid, pid_t tid) { return name_of_thread(pid, tid); }
 
 bool is_gone(const Error& error) {
     return error.kind == ErrorKind::kGone || error.errno_code == ENOENT ||
@@ -44,35 +47,6 @@ void pause_for(microseconds time) {
     nanosleep(&ts, nullptr);
 }
 
-// One look at a traced thread that has been told to stop.
-struct StopReport {
-    enum class State { kRunning, kStopped, kGone } state = State::kRunning;
-    int group_signal = 0;  // job control's signal where it is in group-stop
-};
-
-// A signal that was on its way in stops the thread before our interrupt does: it goes on to be handled,
-// with its siginfo untouched, and the thread stops at the first instruction of its handler.
-StopReport look_for_stop(pid_t tid) {
-    int status = 0;
-    pid_t got = waitpid(tid, &status, __WALL | WNOHANG);
-    if (got == 0)
-        return {};
-    if (got < 0 || !WIFSTOPPED(status))
-        return {StopReport::State::kGone, 0};
-    int signal = WSTOPSIG(status);
-    if (status >> 16 == PTRACE_EVENT_STOP)
-        return {StopReport::State::kStopped, signal == SIGTRAP ? 0 : signal};
-    (void)ptrace_cont(tid, status >> 16 == 0 ? signal : 0);
-    return {};
-}
-
-// As soon as a thread stands: should we die later, it sees no EINTR without a signal.
-void repair_wait(pid_t tid) {
-    Result<user_regs_struct> regs = ptrace_get_regs(tid);
-    if (regs && repair_spurious_eintr(*regs))
-        (void)ptrace_set_regs(tid, *regs);
-}
-
 // The tracer takes the exit status of a dying tracee; without that its own parent does not hear of it.
 void reap(pid_t tid, Clock::time_point deadline) {
     for (;;) {
@@ -82,12 +56,6 @@ void reap(pid_t tid, Clock::time_point deadline) {
             return;
         pause_for(microseconds(100));
     }
-}
-
-void detach(pid_t tid) {
-    Result<void> detached = ptrace_detach(tid);
-    if (!detached && detached.error().kind == ErrorKind::kGone)
-        reap(tid, Clock::now() + milliseconds(200));
 }
 
 // linux/rseq.h, as far as the kernel's ABI is fixed.
@@ -256,7 +224,7 @@ Seizer::~Seizer() {
                 pause_for(milliseconds(1));
                 (void)look_for_stop(tid);
             }
-            detach(tid);
+            detach_thread(tid);
         }
 }
 
@@ -583,8 +551,9 @@ Result<SeizedForest> SeizedForest::seize_tree(pid_t root, const SeizeOptions& op
 SeizedForest& SeizedForest::operator=(SeizedForest&& other) noexcept {
     if (this != &other) {
         (void)release();
-        processes_ = std::move(other.processes_);
-        other.processes_.clear();
+        processes_ = std::exchange(other.processes_, {});
+        loose_ = std::exchange(other.loose_, {});
+        have_run_ = std::exchange(other.have_run_, {});
     }
     return *this;
 }
@@ -605,42 +574,75 @@ Result<SeizedThread*> SeizedForest::find_thread(pid_t pid, pid_t tid) {
     return fail(ErrorKind::kGone, name_of(pid, tid), "is not among the threads that are held");
 }
 
-Result<void> SeizedForest::let_run(pid_t pid, pid_t tid) {
+Result<void> SeizedForest::let_run(pid_t pid, pid_t tid, Journal* journal) {
     CKPT_TRY(find_thread(pid, tid));
-    CKPT_TRY(ptrace_set_sigmask(tid, ~uint64_t{0}));
-    return ptrace_cont(tid);
+    if (auto running = loose_.find(tid); running != loose_.end())
+        return running->second.keep_running();
+    CKPT_ASSIGN(LooseThread thread, LooseThread::let_run(pid, tid, journal));
+    loose_.emplace(tid, std::move(thread));
+    have_run_.insert(pid);
+    return {};
 }
 
 Result<void> SeizedForest::stop_again(pid_t pid, pid_t tid, Clock::time_point deadline) {
     CKPT_ASSIGN(SeizedThread* thread, find_thread(pid, tid));
-    CKPT_TRY(ptrace_interrupt(tid));
-    StopReport report = look_for_stop(tid);
-    for (; report.state == StopReport::State::kRunning; report = look_for_stop(tid)) {
-        if (Clock::now() >= deadline)
-            return fail(ErrorKind::kTimeout, name_of(pid, tid), "does not stop again");
-        pause_for(microseconds(50));
-    }
-    if (report.state == StopReport::State::kGone)
-        return fail(ErrorKind::kGone, name_of(pid, tid), "ended while it ran for its driver");
-    repair_wait(tid);
-    CKPT_TRY(ptrace_set_sigmask(tid, thread->signal_mask()));
-    const SeizedProcess& process = *find(pid);
-    CKPT_ASSIGN(auto again, Seizer::finish_thread(process, tid));
+    auto running = loose_.find(tid);
+    if (running == loose_.end())
+        return {};
+    CKPT_TRY(running->second.stop(deadline));
+    loose_.erase(running);
+    CKPT_ASSIGN(auto again, Seizer::finish_thread(*find(pid), tid));
     if (!again)
         return fail(ErrorKind::kGone, name_of(pid, tid), "ended while it ran for its driver");
     *thread = *again;
-    CKPT_ASSIGN(const auto tids, read_task_list(pid));
-    if (tids.size() != process.threads.size())
-        return fail(ErrorKind::kUnsupported, name_of(pid), "has other threads than before its driver worked in it");
     return {};
 }
 
+Result<void> SeizedForest::check_threads() const {
+    std::vector<Error> blockers;
+    for (const SeizedProcess& process : processes_) {
+        if (!have_run_.contains(process.pid))
+            continue;
+        std::set<pid_t> known;
+        for (const SeizedThread& thread : process.threads)
+            known.insert(thread.tid());
+        if (process.leader_exited)
+            known.insert(process.pid);
+        CKPT_ASSIGN(const auto now, read_task_list(process.pid));
+        for (pid_t tid : now)
+            if (!known.contains(tid))
+                blockers.push_back({ErrorKind::kUnsupported, name_of(process.pid, tid),
+                                    "was made by a driver that worked in its process, and does not stand", {}, 0, {}});
+    }
+    return all_blockers("target", "has new threads", std::move(blockers));
+}
+
+// What runs comes last: it may be in a call of its driver that nothing interrupts.
 Result<void> SeizedForest::release() {
     for (const SeizedProcess& process : processes_)
         for (const SeizedThread& thread : process.threads)
-            detach(thread.tid());
+            if (!loose_.contains(thread.tid()))
+                detach_thread(thread.tid());
     processes_.clear();
-    return {};
+    have_run_.clear();
+    return release_loose();
+}
+
+// One that does not stop is left to the end of this thread, and its mask to the journal.
+Result<void> SeizedForest::release_loose() {
+    std::vector<Error> failures;
+    const auto deadline = Clock::now() + kLooseTime;
+    for (auto& [tid, thread] : loose_) {
+        auto stopped = thread.stop(deadline);
+        if (stopped)
+            detach_thread(tid);
+        else if (stopped.error().kind == ErrorKind::kGone)
+            stopped = thread.forget();
+        if (!stopped)
+            failures.push_back(std::move(stopped).error());
+    }
+    loose_.clear();
+    return all_blockers("threads of drivers", "cannot be let go", std::move(failures));
 }
 
 Result<void> SeizedForest::release_stopped() {
@@ -648,6 +650,12 @@ Result<void> SeizedForest::release_stopped() {
         if (!process.zombie)
             (void)pidfd_send_signal(process.pidfd.get(), SIGSTOP);
     return release();
+}
+
+Result<void> SeizedForest::forget_loose() {
+    for (auto& [tid, thread] : std::exchange(loose_, {}))
+        CKPT_TRY(thread.forget());
+    return {};
 }
 
 Result<void> SeizedForest::kill_all() {
@@ -668,7 +676,7 @@ Result<void> SeizedForest::kill_all() {
             return fail(ErrorKind::kTimeout, name_of(process.pid), "does not die of SIGKILL");
     }
     processes_.clear();
-    return {};
+    return forget_loose();
 }
 
 }  // namespace checkpointd

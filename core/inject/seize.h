@@ -7,7 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <sys/types.h>
 #include <sys/user.h>
@@ -16,6 +18,7 @@
 #include "core/base/error.h"
 #include "core/base/scoped_fd.h"
 #include "core/base/steps.h"
+#include "core/inject/loose_thread.h"
 #include "core/kernel/ptrace.h"
 
 namespace checkpointd {
@@ -107,13 +110,16 @@ class SeizedForest {
     const std::vector<SeizedProcess>& processes() const { return processes_; }
     SeizedProcess* find(pid_t pid);
 
-    // One thread runs while all others stand, because a device's driver works in it, with all its signals blocked.
-    // stop_again() has it stand as if it had done so all the time: registers are those of then, kTimeout if it does
-    // not stop. kUnsupported where its process has got more threads meanwhile.
-    Result<void> let_run(pid_t pid, pid_t tid);
+    // One thread runs while all others stand, because a device's driver works in it (core/inject/loose_thread.h; with
+    // `journal`, borrowed and perhaps null). Again for one that runs: LooseThread::keep_running(). stop_again() has it
+    // stand as if it had done so all the time: registers are those of then, kTimeout if it does not stop.
+    Result<void> let_run(pid_t pid, pid_t tid, Journal* journal);
     Result<void> stop_again(pid_t pid, pid_t tid, std::chrono::steady_clock::time_point deadline);
+    // kUnsupported where a process in which one ran has got others, which do not stand.
+    Result<void> check_threads() const;
 
-    // Lets everything go on. A process that died meanwhile is no error. Empty afterwards.
+    // Lets everything go on. A process that died meanwhile is no error. Empty afterwards. kTimeout: a thread that ran
+    // for its driver does not stop; see SeizeOptions::timeout.
     Result<void> release();
     // SIGKILL to all; returns when every process is dead (perhaps still a zombie of its parent).
     Result<void> kill_all();
@@ -124,7 +130,11 @@ class SeizedForest {
     friend class Seizer;
     SeizedForest() = default;
     Result<SeizedThread*> find_thread(pid_t pid, pid_t tid);
+    Result<void> release_loose();
+    Result<void> forget_loose();
     std::vector<SeizedProcess> processes_;
+    std::map<pid_t, LooseThread> loose_;  // by TID
+    std::set<pid_t> have_run_;            // PIDs in which any was
 };
 
 // A process and its descendants, as they are now.

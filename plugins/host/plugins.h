@@ -38,7 +38,7 @@ struct PluginOptions {
 class ThreadControl {
   public:
     virtual ~ThreadControl() = default;
-    // 0 or an errno value, see struct ckptd_host.
+    // 0 or an errno value, see run_thread() and hold_thread() of struct ckptd_host.
     virtual int run(pid_t pid, pid_t tid) = 0;
     virtual int hold(pid_t pid, pid_t tid, std::chrono::steady_clock::time_point deadline) = 0;
 };
@@ -81,6 +81,8 @@ class Plugins {
     Result<void> resume(const std::vector<pid_t>& pids, ThreadControl* control, Deadline deadline);
     // How long undoing may take of what plugins have in the journal by now: as long may resume() take.
     std::chrono::microseconds undo_time() const;
+    // Null: nothing survives our death.
+    Journal* journal() const { return options_.journal; }
     // The tasks have ended: there is nothing to resume.
     void abandon();
 

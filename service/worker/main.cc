@@ -17,6 +17,7 @@
 #include <fmt/core.h>
 
 #include "core/base/io.h"
+#include "core/inject/loose_thread.h"
 #include "core/transaction/journal.h"
 #include "core/transaction/undo_kinds.h"
 #include "images/image_store.h"
@@ -40,6 +41,7 @@ namespace {
 UndoTable undo_table() {
     UndoTable table;
     add_core_undo_kinds(table);
+    add_mask_undo_kind(table);
     add_unit_undo_kinds(table);
     add_suspend_undo_kinds(table);
     add_settle_undo_kinds(table);

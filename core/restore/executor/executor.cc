@@ -187,7 +187,7 @@ Result<void> bring_to_last_barrier(const RestoreRequest& request, const RestoreP
 class TracedThreads : public ThreadControl {
   public:
     explicit TracedThreads(Tracer& tracer) : tracer_(tracer) {}
-    int run(pid_t, pid_t tid) override { return errno_of(tracer_.let_run(tid)); }
+    int run(pid_t pid, pid_t tid) override { return errno_of(tracer_.let_run(pid, tid)); }
     int hold(pid_t, pid_t tid, Clock::time_point deadline) override {
         return errno_of(tracer_.stop_again(tid, deadline));
     }

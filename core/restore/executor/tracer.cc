@@ -14,7 +14,6 @@
 
 #include <fmt/format.h>
 
-#include "core/arch/x86_64/restart.h"
 #include "core/base/io.h"
 #include "core/kernel/ptrace.h"
 #include "core/restore/barriers.h"
@@ -175,34 +174,22 @@ Result<int> Tracer::reap_or_stop(pid_t id) {
     return status;
 }
 
-Result<void> Tracer::let_run(pid_t tid) {
-    CKPT_ASSIGN(const uint64_t mask, ptrace_get_sigmask(tid));
+// Should we die it dies as well, so there is nothing for a journal.
+Result<void> Tracer::let_run(pid_t pid, pid_t tid) {
+    if (auto running = loose_.find(tid); running != loose_.end())
+        return running->second.keep_running();
     CKPT_TRY(ptrace_set_options(tid, PTRACE_O_EXITKILL));
-    CKPT_TRY(ptrace_set_sigmask(tid, ~uint64_t{0}));
-    loose_[tid] = mask;
-    return ptrace_cont(tid);
+    CKPT_ASSIGN(LooseThread thread, LooseThread::let_run(pid, tid, nullptr));
+    loose_.emplace(tid, std::move(thread));
+    return {};
 }
 
 Result<void> Tracer::stop_again(pid_t tid, std::chrono::steady_clock::time_point deadline) {
-    const std::string object = fmt::format("tid {}", tid);
-    CKPT_TRY(ptrace_interrupt(tid));
-    for (int status = 0;;) {
-        const pid_t got = waitpid(tid, &status, __WALL | WNOHANG);
-        if (got < 0 || (got > 0 && !WIFSTOPPED(status)))
-            return fail(ErrorKind::kGone, object, "ended while it ran for its driver");
-        if (got > 0 && event_of(status) == PTRACE_EVENT_STOP)
-            break;
-        if (got > 0)
-            CKPT_TRY(ptrace_cont(tid, WSTOPSIG(status)));
-        if (std::chrono::steady_clock::now() >= deadline)
-            return fail(ErrorKind::kTimeout, object, "does not stop again");
-        usleep(50);
-    }
-    CKPT_ASSIGN(user_regs_struct regs, ptrace_get_regs(tid));
-    if (repair_spurious_eintr(regs))
-        CKPT_TRY(ptrace_set_regs(tid, regs));
-    CKPT_TRY(ptrace_set_sigmask(tid, loose_.at(tid)));
-    loose_.erase(tid);
+    auto running = loose_.find(tid);
+    if (running == loose_.end())
+        return {};
+    CKPT_TRY(running->second.stop(deadline));
+    loose_.erase(running);
     return ptrace_set_options(tid, kFollow);
 }
 

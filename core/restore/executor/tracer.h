@@ -13,6 +13,7 @@
 
 #include "core/base/error.h"
 #include "core/base/steps.h"
+#include "core/inject/loose_thread.h"
 #include "core/restore/executor/steering.h"
 #include "core/restore/executor/task_numbers.h"
 #include "core/restore/restore.h"
@@ -42,9 +43,9 @@ class Tracer {
     // One system call in a stopped thread at `instruction`, which may vanish by it.
     Result<int64_t> remote_call(pid_t tid, uint64_t instruction, long nr,
                                 const std::array<uint64_t, 6>& args);
-    // One thread runs while all others stand, with its signals blocked, and stands again. What it makes meanwhile is
-    // not followed.
-    Result<void> let_run(pid_t tid);
+    // One thread runs while all others stand (core/inject/loose_thread.h), and stands again. What it makes meanwhile is
+    // not followed. Again for one that runs: LooseThread::keep_running().
+    Result<void> let_run(pid_t pid, pid_t tid);
     Result<void> stop_again(pid_t tid, std::chrono::steady_clock::time_point deadline);
     // Kills what is there, so that whoever waits for it sees ends instead. From any thread.
     void kill_now();
@@ -95,7 +96,7 @@ class Tracer {
     NumberSteering steering_;
     bool has_steered_ = false;
     std::optional<uint64_t> waiting_;  // files of plugins, in the round before
-    std::map<pid_t, uint64_t> loose_;  // with their signal masks
+    std::map<pid_t, LooseThread> loose_;
     pid_t aimed_at_ = 0;
     std::map<pid_t, Tracee> tracees_;
     std::mutex lock_;  // while who is in tracees_ changes: then every number in it is ours
