@@ -13,13 +13,14 @@ Backend::Deadline soon(Backend::Deadline deadline) {
     return std::min(deadline, std::chrono::steady_clock::now() + std::chrono::minutes(1));
 }
 
-bool wait_readable(int fd, Backend::Deadline deadline) {
+bool wait_readable(int fd, Backend::Deadline deadline, const LooseThreads& tended) {
     using std::chrono::milliseconds;
-    constexpr int64_t kMostMs = 60000;  // then it looks again
+    const int64_t most_ms = tended.empty() ? 60000 : 20;  // then it looks again
     for (;;) {
+        tended.tend();
         const auto left = std::chrono::ceil<milliseconds>(deadline - std::chrono::steady_clock::now()).count();
         pollfd waiting{fd, POLLIN, 0};
-        if (poll(&waiting, 1, static_cast<int>(std::clamp<int64_t>(left, 0, kMostMs))) > 0)
+        if (poll(&waiting, 1, static_cast<int>(std::clamp<int64_t>(left, 0, most_ms))) > 0)
             return true;
         if (left <= 0)
             return false;

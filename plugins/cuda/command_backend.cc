@@ -123,10 +123,10 @@ Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline, in
     }
     ScopedFd turn;
     if (request.pid != 0) {
-        CKPT_ASSIGN(turn, take_turn(turns_, request.pid, deadline));
+        CKPT_ASSIGN(turn, take_turn(turns_, request.pid, deadline, threads()));
     }
     CKPT_ASSIGN(Running running, start(arguments(command_, request), turn.get()));
-    if (!wait_readable(running.pidfd.get(), deadline)) {
+    if (!wait_readable(running.pidfd.get(), deadline, threads())) {
         late_ = std::move(running.pidfd);
         late_pid_ = running.pid;
         return fail(ErrorKind::kTimeout, command_, "does not end in time");
@@ -145,7 +145,7 @@ Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline, in
 bool CommandBackend::finish_late(Deadline deadline) {
     if (!late_)
         return true;
-    if (!wait_readable(late_.get(), deadline))
+    if (!wait_readable(late_.get(), deadline, threads()))
         return false;
     waitpid(late_pid_, nullptr, __WALL);
     late_.reset();

@@ -54,8 +54,8 @@ Result<ScopedFd> start_own() {
 }
 
 // False when the deadline passes.
-Result<bool> receive(int fd, Answer& answer, Backend::Deadline deadline) {
-    if (!wait_readable(fd, deadline))
+Result<bool> receive(int fd, Answer& answer, Backend::Deadline deadline, const LooseThreads& tended = {}) {
+    if (!wait_readable(fd, deadline, tended))
         return false;
     const ssize_t got = recv(fd, &answer, sizeof(answer), 0);
     if (got != sizeof(answer) || answer.version != kMessageVersion)
@@ -94,7 +94,7 @@ Result<std::unique_ptr<Backend>> HelperBackend::open() {
 
 Result<Answer> HelperBackend::ask(const Request& request, Deadline deadline, int fd) {
     if (request.pid != 0)
-        CKPT_TRY(wait_for_turn(kTurnFolder, request.pid, deadline));
+        CKPT_TRY(wait_for_turn(kTurnFolder, request.pid, deadline, threads()));
     if (!connection_.fd) {
         CKPT_ASSIGN(connection_, connect());
     }
@@ -104,7 +104,7 @@ Result<Answer> HelperBackend::ask(const Request& request, Deadline deadline, int
         return fail_errno(kHelper, "cannot be asked");
     }
     Answer answer;
-    auto got = receive(connection_.fd.get(), answer, deadline);
+    auto got = receive(connection_.fd.get(), answer, deadline, threads());
     if (!got)
         connection_.fd.reset();
     CKPT_TRY(got);
@@ -117,7 +117,7 @@ Result<Answer> HelperBackend::ask(const Request& request, Deadline deadline, int
 bool HelperBackend::finish_late(Deadline deadline) {
     while (!late_.empty()) {
         Answer ignored;  // who asks wants the state, not what the call thought of it
-        auto got = receive(late_.back().get(), ignored, deadline);
+        auto got = receive(late_.back().get(), ignored, deadline, threads());
         if (got && !*got)
             return false;
         late_.pop_back();

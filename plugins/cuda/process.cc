@@ -135,42 +135,25 @@ Result<void> Process::lock(milliseconds timeout) {
                 Clock::now() + timeout + kAnswerTime);
 }
 
-// Of a task that is not held (any more) it runs anyhow.
 Result<void> Process::release_thread(const ckptd_host* host) {
-    if (is_loose_ || host == nullptr)
-        return {};
-    if (host->run_thread(host->context, pid_, thread_) == 0) {
-        is_loose_ = true;
-        return {};
-    }
-    return errno == EBUSY ? Result<void>()
-                          : fail_errno(object_of(pid_), fmt::format("cannot let its thread {} run", thread_));
+    return host == nullptr ? Result<void>() : backend_->threads().run(*host, pid_, thread_);
 }
 
-Result<void> Process::hold_thread(const ckptd_host* host) {
-    if (!is_loose_)
-        return {};
-    is_loose_ = false;
-    if (host->hold_thread(host->context, pid_, thread_, deadline_usec(Clock::now() + kAnswerTime)) != 0)
-        return fail_errno(object_of(pid_), fmt::format("cannot stop its thread {} again", thread_));
-    return {};
-}
+Result<void> Process::hold_thread() { return backend_->threads().hold(pid_, Clock::now() + kAnswerTime); }
 
 // A call that goes on keeps its thread running: it would never end otherwise.
-Result<void> Process::with_thread(const ckptd_host* host, Operation operation, ProcessState wanted,
-                                  const std::vector<GpuPair>& pairs, Deadline deadline) {
-    CKPT_TRY(release_thread(host));
-    auto made = make(operation, wanted, 0, pairs, deadline);
-    if (!made && made.error().kind == ErrorKind::kTimeout)
-        return made;
-    auto held = hold_thread(host);
-    CKPT_TRY(made);
+Result<void> Process::hold_after(Result<void> done) {
+    if (!done && done.error().kind == ErrorKind::kTimeout)
+        return done;
+    auto held = hold_thread();
+    CKPT_TRY(done);
     return held;
 }
 
 Result<void> Process::checkpoint(const ckptd_host& host, Deadline deadline) {
     lacks_contents_ = false;
-    return with_thread(&host, Operation::kCheckpoint, ProcessState::kCheckpointed, {}, deadline);
+    CKPT_TRY(release_thread(&host));
+    return hold_after(make(Operation::kCheckpoint, ProcessState::kCheckpointed, 0, {}, deadline));
 }
 
 Result<std::vector<Region>> Process::map(const ckptd_host& host, Deadline deadline) {
@@ -179,9 +162,8 @@ Result<std::vector<Region>> Process::map(const ckptd_host& host, Deadline deadli
     auto made = make(Operation::kMapCheckpoint, ProcessState::kCheckpointing, milliseconds_until(deadline), {}, deadline);
     if (made)
         return regions_;
-    if (made.error().kind != ErrorKind::kTimeout)
-        CKPT_TRY(hold_thread(&host));
-    return tl::unexpected(std::move(made).error());
+    CKPT_TRY(hold_after(std::move(made)));
+    return std::vector<Region>();
 }
 
 Result<Answer> Process::ask(const Request& request, Deadline deadline, int fd) const {
@@ -220,9 +202,9 @@ Result<void> Process::copied(Deadline deadline, const Watch& watch) {
     }
 }
 
-Result<void> Process::finish(const ckptd_host& host, Deadline deadline) {
+Result<void> Process::finish(Deadline deadline) {
     CKPT_TRY(make(Operation::kComplete, ProcessState::kCheckpointed, 0, {}, deadline));
-    return hold_thread(&host);
+    return hold_thread();
 }
 
 // Of a helper that knows nothing of it: 0.
@@ -270,7 +252,7 @@ Result<void> Process::put_back(const ckptd_host* host, const std::vector<GpuPair
                     "what it had on devices is neither in a file of the image, whole, nor does the helper have it",
                     "restart the unit");
     return is_mapped ? end_restore(image, deadline)
-                     : with_thread(host, Operation::kRestore, ProcessState::kLocked, device_map, deadline);
+                     : make(Operation::kRestore, ProcessState::kLocked, 0, device_map, deadline);
 }
 
 // Once nothing is under way any more that nobody here can bring to its end.
@@ -286,20 +268,19 @@ Result<ProcessState> Process::settled(Deadline deadline) {
     }
 }
 
-Result<void> Process::bring_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image,
-                                 Deadline deadline) {
-    if (has_late_call_ && !backend_->finish_late(deadline))
-        return fail(ErrorKind::kTimeout, object_of(pid_), "the driver still works on it");
-    has_late_call_ = false;
+// Its thread runs until the end of this: no other sequence is known to work.
+Result<void> Process::lead_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image,
+                                Deadline deadline) {
     CKPT_ASSIGN(ProcessState now, settled(deadline));
+    if (now == ProcessState::kRunning)
+        return {};
+    CKPT_TRY(release_thread(host));
     if (now == ProcessState::kCheckpointing) {
         expect_contents();
-        CKPT_TRY(release_thread(host));
         CKPT_TRY(rescue(deadline));
         now = ProcessState::kCheckpointed;
     }
     if (now == ProcessState::kRestoring) {
-        CKPT_TRY(release_thread(host));
         CKPT_TRY(end_restore(image, deadline));
         now = ProcessState::kLocked;
     }
@@ -307,16 +288,21 @@ Result<void> Process::bring_back(const ckptd_host* host, const std::vector<GpuPa
         CKPT_TRY(put_back(host, device_map, image, deadline));
         now = ProcessState::kLocked;
     }
-    // Its thread runs until the end of this: no other sequence is known to work.
-    if (now == ProcessState::kLocked)
-        CKPT_TRY(with_thread(host, Operation::kUnlock, ProcessState::kRunning, {}, deadline));
-    else
-        CKPT_TRY(hold_thread(host));
-    if (now != ProcessState::kLocked && now != ProcessState::kRunning)
+    if (now != ProcessState::kLocked)
         return fail(ErrorKind::kSystem, object_of(pid_),
                     fmt::format("the driver says that it is {}", name_of(now)), "restart the unit");
-    touched_ = false;
-    return {};
+    return make(Operation::kUnlock, ProcessState::kRunning, 0, {}, deadline);
+}
+
+Result<void> Process::bring_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image,
+                                 Deadline deadline) {
+    if (has_late_call_ && !backend_->finish_late(deadline))
+        return fail(ErrorKind::kTimeout, object_of(pid_), "the driver still works on it");
+    has_late_call_ = false;
+    auto led = lead_back(host, device_map, image, deadline);
+    if (led)
+        touched_ = false;
+    return hold_after(std::move(led));
 }
 
 }  // namespace checkpointd::cuda

@@ -52,7 +52,7 @@ class Process {
     Result<void> copy(const Image& image, Deadline deadline);
     Result<void> copied(Deadline deadline, const Watch& watch = {});
     // Checkpointing to checkpointed.
-    Result<void> finish(const ckptd_host& host, Deadline deadline);
+    Result<void> finish(Deadline deadline);
 
     // Checkpointed to restoring, for bring_back() to end: so several can be copied at a time. False, and nothing done, where
     // its device memory is its own.
@@ -76,12 +76,12 @@ class Process {
     Result<int32_t> held(Deadline deadline) const;
     Result<void> rescue(Deadline deadline);
     Result<void> put_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image, Deadline deadline);
+    Result<void> lead_back(const ckptd_host* host, const std::vector<GpuPair>& device_map, const Image& image, Deadline deadline);
     Result<void> end_restore(const Image& image, Deadline deadline);
     Result<ProcessState> settled(Deadline deadline);
     Result<void> release_thread(const ckptd_host* host);
-    Result<void> hold_thread(const ckptd_host* host);
-    Result<void> with_thread(const ckptd_host* host, Operation operation, ProcessState wanted,
-                             const std::vector<GpuPair>& pairs, Deadline deadline);
+    Result<void> hold_thread();
+    Result<void> hold_after(Result<void> done);
 
     Backend* backend_;
     pid_t pid_;
@@ -90,7 +90,6 @@ class Process {
     bool touched_ = false;
     bool has_late_call_ = false;   // one that nobody waited for to its end
     bool lacks_contents_ = false;  // see expect_contents()
-    bool is_loose_ = false;  // its thread runs, because a call did not end in time
 };
 
 }  // namespace checkpointd::cuda

@@ -11,6 +11,7 @@
 #include "core/transaction/undo_kinds.h"
 #include "plugins/cuda/command_backend.h"
 #include "plugins/cuda/kept_file.h"
+#include "plugins/cuda/loose_threads.h"
 #include "plugins/cuda/one_process_test_util.h"
 #include "plugins/cuda/process.h"
 #include "plugins/cuda/turn.h"
@@ -70,6 +71,55 @@ TEST(CudaProcess, ItsThreadRunsUntilItIsUnlocked) {
         EXPECT_TRUE(driver.without_thread.empty()) << static_cast<int>(state);
         EXPECT_FALSE(driver.thread_runs) << "and stands then";
     }
+}
+
+// The driver may have made a thread in it, or it may be in a call that nothing interrupts.
+TEST(CudaProcess, IsUnlockedAlsoWhereItsThreadDoesNotStandAgain) {
+    for (auto state : {ProcessState::kLocked, ProcessState::kCheckpointed, ProcessState::kCheckpointing, ProcessState::kRestoring}) {
+        OneProcess driver;
+        driver.state = state;
+        driver.held = state == ProcessState::kLocked || state == ProcessState::kCheckpointed ? 0 : kHeldMapped;
+        ckptd_host host = host_of(driver);
+        host.hold_thread = [](void*, pid_t, pid_t, uint64_t) {
+            errno = ETIMEDOUT;
+            return -1;
+        };
+        EXPECT_FALSE(driver.process().bring_back(&host, {}, {}, kDeadline)) << "the journal is told";
+        EXPECT_EQ(driver.state, ProcessState::kRunning) << static_cast<int>(state);
+        EXPECT_TRUE(driver.without_thread.empty());
+    }
+}
+
+// What waits here for the driver waits for one of them.
+TEST(CudaThreads, AreTendedWhileOneWaits) {
+    int ends[2];
+    ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+    const ScopedFd answer(ends[0]), driver(ends[1]);
+    struct Context {
+        int times, fd;
+    } context{0, driver.get()};
+    ckptd_host host{};
+    host.context = &context;
+    host.run_thread = [](void* own, pid_t, pid_t) {
+        auto& [times, fd] = *static_cast<Context*>(own);
+        return ++times < 4 || write(fd, "", 1) == 1 ? 0 : -1;
+    };
+    host.hold_thread = [](void*, pid_t, pid_t, uint64_t) { return 0; };
+    LooseThreads threads;
+    ASSERT_TRUE(threads.run(host, 1, 2));
+    EXPECT_TRUE(wait_readable(answer.get(), kDeadline, threads)) << "who has stopped does not answer";
+    EXPECT_GE(context.times, 4);
+    const int before = context.times;
+    ASSERT_TRUE(threads.run(host, 1, 2));
+    ASSERT_TRUE(threads.hold(1, kDeadline));
+    EXPECT_TRUE(wait_readable(answer.get(), kDeadline, threads));
+    EXPECT_EQ(context.times, before) << "it stands";
+    host.run_thread = [](void*, pid_t, pid_t) {
+        errno = EBUSY;
+        return -1;
+    };
+    ASSERT_TRUE(threads.run(host, 1, 2));
+    EXPECT_TRUE(threads.empty()) << "tasks that are not held run anyhow";
 }
 
 TEST(CudaProcess, ACopyHasTheTimeThatThereIs) {

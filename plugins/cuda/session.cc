@@ -185,7 +185,7 @@ Result<void> Session::finish_copies(const ckptd_call& call) {
                     }};
         CKPT_TRY(in_time(*process, process->copied(stored.deadline, watch)));
         CKPT_TRY(stored.file.end());
-        CKPT_TRY(in_time(*process, process->finish(host_, stored.deadline)));
+        CKPT_TRY(in_time(*process, process->finish(stored.deadline)));
     }
     return {};
 }

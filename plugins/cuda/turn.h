@@ -16,10 +16,11 @@ namespace checkpointd::cuda {
 inline constexpr const char* kTurnFolder = "/run/checkpointd";
 
 std::string turn_file(const std::string& folder, pid_t pid);
-// Waits for whoever has the turn, until the deadline: kTimeout. It is held by all copies of the descriptor.
-Result<ScopedFd> take_turn(const std::string& folder, pid_t pid, Backend::Deadline deadline);
+// Waits for whoever has the turn, until the deadline: kTimeout. It is held by all copies of the descriptor. `tended`
+// meanwhile.
+Result<ScopedFd> take_turn(const std::string& folder, pid_t pid, Backend::Deadline deadline, const LooseThreads& tended = {});
 // The same where somebody may have it, without taking it.
-Result<void> wait_for_turn(const std::string& folder, pid_t pid, Backend::Deadline deadline);
+Result<void> wait_for_turn(const std::string& folder, pid_t pid, Backend::Deadline deadline, const LooseThreads& tended = {});
 // To be called while it is held; what is left behind by who does not call it is in nobody's way.
 void remove_turn(const std::string& folder, pid_t pid);
 

@@ -348,15 +348,52 @@ def whatever_becomes_of_a_copy(t):
     policy(unit.host, enabled="yes")
 
 
-def crash(unit, verb, call, whom="all"):
-    """The worker is killed while the driver is in `call`, and that goes on."""
+def hang(unit, verb, call):
+    """It does, for as long as there is that fault."""
     have_faults(unit.host, f"{call} hang")
     unit.host.sh(f"systemd-run -q -u verb -- crctl {verb} {unit.unit}")
     wait_for(lambda: unit.host.exists(f"{MEMORY}/.in-{call}"), f"the driver is in {call}")
+
+
+def crash(unit, verb, call, whom="all"):
+    """The worker is killed while the driver is in `call`, and that goes on."""
+    hang(unit, verb, call)
     unit.host.sh(f"systemctl kill --kill-whom={whom} -s KILL 'checkpointd-job-*'")
     have_faults(unit.host)
     wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] != "active", f"{verb} has failed")
     unit.host.sh("systemctl reset-failed verb.service")
+
+
+@case
+def a_dead_worker_leaves_no_signal_blocked(t):
+    """The thread that the driver works in runs with its signals blocked."""
+    unit = program(t)
+    since, masks = unit.look(), unit.signal_masks()
+    crash(unit, "checkpoint --mode snapshot", "checkpoint")
+    unit.check_counts("killed in checkpoint", since)
+    check_equal(unit.signal_masks(), masks, "signals that are blocked")
+    unit.check_no_trace("killed in checkpoint")
+
+
+@case
+def signals_while_the_driver_works(t):
+    """Any SIGCONT stops a traced thread, as SIGSTOP does; and stopping a unit sends the one."""
+    unit = program(t)
+    for call, signals in (("checkpoint", "CONT"), ("restore", "CONT"), ("checkpoint", "STOP"), ("restore", "STOP CONT")):
+        since, masks = unit.look(), unit.signal_masks()
+        hang(unit, "checkpoint --mode snapshot", call)
+        for signal in signals.split():
+            unit.host.sh(f"systemctl kill -s {signal} {unit.unit}")
+        have_faults(unit.host)
+        wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] != "active", f"{call} {signals}: it ends")
+        check_equal(unit.host.unit("verb.service")["ActiveState"], "inactive", f"{call} {signals}: the snapshot")
+        if signals == "STOP":
+            states = unit.host.sh("cat " + " ".join(f"/proc/{process[3]}/stat" for process in since)).out
+            check_equal(states.count(") T "), 2, f"{call} {signals}: processes that are stopped")
+            unit.host.sh(f"systemctl kill -s CONT {unit.unit}")
+        unit.check_counts(f"{call} {signals}", since)
+        check_equal(unit.signal_masks(), masks, f"{call} {signals}: signals that are blocked")
+        unit.check_no_trace(f"{call} {signals}")
 
 
 @case

@@ -67,6 +67,11 @@ class Program:
     def device_files(self):
         return self.host.run("ls", MEMORY).out.split()
 
+    def signal_masks(self):
+        """Of all its threads, by TID."""
+        pids = " ".join(str(process[3]) for process in self.look())
+        return self.host.sh(f"for p in {pids}; do grep -H SigBlk /proc/$p/task/*/status; done").out.splitlines()
+
     def crctl(self, verb, *options, check=True):
         return self.host.run("crctl", verb, self.unit, *options, check=check, timeout=180)
 
