@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <fcntl.h>
 #include <unistd.h>
-#include <csignal>
 
 #include "compat/criu/actions.h"
 #include "compat/criu/devices.h"
@@ -10,14 +9,6 @@
 
 namespace checkpointd::criu {
 namespace {
-
-// A SIGSTOP queued before the detach stops each task before it runs a single instruction.
-Result<void> leave_stopped(HeldForest& held) {
-    for (pid_t pid : held.pids())
-        if (::kill(pid, SIGSTOP) != 0 && errno != ESRCH)
-            return fail_errno(fmt::format("pid {}", pid), "cannot stop");
-    return held.resume();
-}
 
 // A call of a driver that hangs: the guardian does what is left to do, and the tasks go on without
 // us.
@@ -47,7 +38,7 @@ Result<void> dump(const Options& options, const Log& log, int image_dir_fd, Plug
                          stats.tasks, stats.threads, stats.pages_written,
                          stats.frozen.count() / 1000, stats.copies));
     if (options.leave_stopped)
-        return leave_stopped(held);
+        return held.resume_stopped();
     if (!options.leave_running)
         return held.kill();
     CKPT_TRY(held.resume());

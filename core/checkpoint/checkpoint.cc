@@ -591,10 +591,15 @@ HeldForest::~HeldForest() = default;
 
 const std::vector<pid_t>& HeldForest::pids() const { return impl_->pids; }
 
-Result<void> HeldForest::resume() {
+Result<void> HeldForest::resume() { return let_go(&SeizedForest::release); }
+
+Result<void> HeldForest::resume_stopped() { return let_go(&SeizedForest::release_stopped); }
+
+// Devices before anything else: a thread that their driver works in must not find a SIGSTOP.
+Result<void> HeldForest::let_go(Result<void> (SeizedForest::*release)()) {
     impl_->pids.clear();
     auto devices = impl_->devices.resume();
-    CKPT_TRY(impl_->forest.release());
+    CKPT_TRY((impl_->forest.*release)());
     if (impl_->memory)
         impl_->memory->copies.leave_cgroup();
     return devices;

@@ -24,6 +24,7 @@
 namespace checkpointd {
 
 class Plugins;
+class SeizedForest;
 
 // Every process below a cgroup: a forest, as daemonised orphans are children of PID 1.
 struct CgroupTarget {
@@ -109,6 +110,8 @@ class HeldForest {
     const std::vector<pid_t>& pids() const;
     // Lets everything go on as if nothing had happened. The forest is empty afterwards.
     Result<void> resume();
+    // The same, but for SIGSTOP, which is there before any of them runs.
+    Result<void> resume_stopped();
     // Only where it goes_on, after resume(), and to be called then: writes what copies hold, and
     // ends them. Before it the files are of no use. `stats` are those of checkpoint().
     Result<void> finish(Steps& steps, CheckpointStats& stats);
@@ -117,6 +120,7 @@ class HeldForest {
     Result<void> kill();
 
   private:
+    Result<void> let_go(Result<void> (SeizedForest::*release)());
     std::unique_ptr<Impl> impl_;
 };
 

@@ -23,6 +23,19 @@ def cuda_down_and_up(t):
     tree.check_clean("in the end")
 
 
+@case
+def cuda_left_stopped(t):
+    tree = cuda(t)
+    before = tree.look()
+    tree.dump("--leave-stopped")
+    for process in before:
+        state = tree.host.read(f"/proc/{process[3]}/stat").split(")")[1].split()[0]
+        check_equal(state, "T", f"state of pid {process[3]}")
+    tree.check_clean("left stopped")
+    tree.host.sh("kill -CONT " + " ".join(str(process[3]) for process in before))
+    tree.check_counts("continued", before)
+
+
 def check_failing_dumps(tree, have_faults, *faults):
     """Of each fault what is told, and the tree goes on as before."""
     for fault, options, told in faults:
