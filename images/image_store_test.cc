@@ -5,9 +5,11 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <thread>
 #include <unistd.h>
 
 #include "core/base/io.h"
+#include "images/content_check.h"
 #include "images/image_store.h"
 #include "images/proto/inventory.pb.h"
 #include "images/test_dir.h"
@@ -128,7 +130,7 @@ TEST(Manifest, FindsADamagedByteAndSaysWhere) {
     ImageDir dir = committed(tmp, "one", kFast);
     flip_byte(dir, "pages-1.img", (5 << 20) + 17);
     EXPECT_TRUE(verify(dir, VerifyDepth::kSizes));
-    EXPECT_TRUE(verify(dir, VerifyDepth::kButPages));
+    EXPECT_TRUE(verify(dir, VerifyDepth::kButMemory));
     std::stop_source stop;
     stop.request_stop();
     auto cancelled = verify(dir, VerifyDepth::kFull, 2, stop.get_token());
@@ -142,6 +144,84 @@ TEST(Manifest, FindsADamagedByteAndSaysWhere) {
         EXPECT_THAT(result.error().causes[0].line(), HasSubstr("pages-1.img"));
         EXPECT_THAT(result.error().causes[0].line(), HasSubstr("4194304"));
     }
+}
+
+// 9 MiB in three chunks, as a reader gets them: after a header, in parts of 1 MiB.
+class Contents : public testing::Test {
+  protected:
+    static constexpr uint64_t kHeader = 8, kPart = 1 << 20, kSize = 9 * kPart + kHeader;
+
+    void SetUp() override {
+        for (size_t i = 0; i < content_.size(); ++i)
+            content_[i] = static_cast<char>(i * 31 + i / 4096);
+        ASSERT_TRUE(write_file(dir_.fd(), kName, content_));
+        digest_ = digest_file(image(), kName, 1).value();
+        ASSERT_EQ(digest_.chunks.size(), 3u);
+        // What is read later is something else: so it is seen whether anything is.
+        ASSERT_TRUE(write_file(dir_.fd(), kName, std::string(kSize, 'x')));
+    }
+    ImageDir image() const { return *ImageDir::open(AT_FDCWD, dir_.path()); }
+    Result<void> add(ContentCheck& check, uint64_t offset, uint64_t size) const {
+        return check.add(kName, offset, reinterpret_cast<const std::byte*>(content_.data()) + offset, size);
+    }
+
+    static constexpr const char* kName = "amdgpu-pages-7-1002.img";
+    TestDir dir_;
+    std::string content_ = std::string(kSize, 0);
+    FileDigest digest_;
+};
+
+TEST_F(Contents, AreNotReadAgainOnceTheyCameInOrder) {
+    ContentCheck check({digest_});
+    ASSERT_TRUE(add(check, 0, kHeader));
+    for (uint64_t at = kHeader; at < kSize; at += kPart)
+        ASSERT_TRUE(add(check, at, kPart));
+    EXPECT_TRUE(check.finish(image(), 2));
+}
+
+TEST_F(Contents, AreReadWhereTheyCameInDisorderOrNotAtAll) {
+    for (const uint64_t missing : {uint64_t{kHeader}, kHeader + 5 * kPart, kHeader + 8 * kPart}) {
+        ContentCheck check({digest_});
+        ASSERT_TRUE(add(check, 0, kHeader));
+        for (uint64_t at = kHeader; at < kSize; at += kPart)
+            ASSERT_TRUE(at == missing || add(check, at, kPart));
+        ASSERT_TRUE(add(check, missing, 0));
+        auto found = check.finish(image(), 1);
+        ASSERT_FALSE(found);
+        EXPECT_THAT(found.error().line(), HasSubstr(std::string(kName) + ": is damaged between offsets"));
+    }
+}
+
+TEST_F(Contents, AreRefusedWhenTheyAreNotWhatWasWritten) {
+    for (const uint64_t at : {uint64_t{0}, uint64_t{kDigestChunk}, kSize - 1}) {
+        ContentCheck check({digest_});
+        content_[at] ^= 4;
+        auto read = add(check, 0, kSize);
+        content_[at] ^= 4;
+        ASSERT_FALSE(read);
+        EXPECT_THAT(read.error().line(), HasSubstr(fmt::format("offsets {} and", at / kDigestChunk * kDigestChunk)));
+    }
+    ContentCheck none({FileDigest{kName, kSize, {}}});
+    EXPECT_TRUE(add(none, 0, kSize));
+    EXPECT_TRUE(none.add("other", 0, nullptr, 0));
+    EXPECT_TRUE(none.finish(image(), 1));
+}
+
+TEST_F(Contents, ComeFromSeveralThreads) {
+    ContentCheck check({digest_});
+    {
+        std::vector<std::jthread> readers;
+        for (uint64_t at = 0; at < kSize; at += kDigestChunk)
+            readers.emplace_back([&, at] { EXPECT_TRUE(add(check, at, std::min(kDigestChunk, kSize - at))); });
+    }
+    EXPECT_TRUE(check.finish(image(), 1));
+}
+
+TEST(Manifest, TellsMemoryByTheName) {
+    for (const char* name : {"pages-1.img", "amdgpu-pages-7-1002.img", "gpu-cs-7.img", "sample-pages-7f00.img"})
+        EXPECT_TRUE(holds_memory(name)) << name;
+    for (const char* name : {"pagemap-1.img", "amdgpu-kfd-7.img", "core-1.img", "facts.json", "amdgpu-pages-7"})
+        EXPECT_FALSE(holds_memory(name)) << name;
 }
 
 TEST(Manifest, FindsAllFaultsAtOnceWithoutReadingContents) {

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <charconv>
 #include <fcntl.h>
+#include <numeric>
 #include <set>
 #include <sys/stat.h>
 #include <thread>
@@ -55,35 +56,39 @@ Result<uint64_t> digest_chunk(int fd, const FileDigest& file, uint64_t chunk, st
     return digest.value();
 }
 
-// One thread's share of a file: takes the next chunk until none is left.
-Result<void> digest_some(int fd, FileDigest& digest, std::atomic<uint64_t>& next_chunk,
+// One thread's share of some chunks: takes the next one until none is left.
+Result<void> digest_some(int fd, FileDigest& digest, const std::vector<uint64_t>& chunks, std::atomic<size_t>& next,
                          const std::stop_token& stop) {
     std::vector<char> buffer(std::min(kReadSize, digest.size));
-    while (true) {
-        uint64_t chunk = next_chunk.fetch_add(1);
-        if (chunk >= digest.chunks.size())
-            return {};
+    for (size_t i = next++; i < chunks.size(); i = next++) {
         if (stop.stop_requested())
             return fail(ErrorKind::kCancelled, digest.name, "nobody waits for its digests any more");
-        CKPT_ASSIGN(digest.chunks[chunk], digest_chunk(fd, digest, chunk, buffer));
+        CKPT_ASSIGN(digest.chunks[chunks[i]], digest_chunk(fd, digest, chunks[i], buffer));
     }
+    return {};
 }
 
-Result<void> digest_chunks(int fd, FileDigest& digest, unsigned threads,
+Result<void> digest_chunks(int fd, FileDigest& digest, const std::vector<uint64_t>& chunks, unsigned threads,
                            const std::stop_token& stop = {}) {
-    std::atomic<uint64_t> next_chunk = 0;
-    size_t helpers = std::min<uint64_t>(std::max(threads, 1u), digest.chunks.size());
+    std::atomic<size_t> next = 0;
+    size_t helpers = std::min<uint64_t>(std::max(threads, 1u), chunks.size());
     helpers = helpers > 0 ? helpers - 1 : 0;
     std::vector<Result<void>> results(helpers);
     std::vector<std::jthread> running;
     for (Result<void>& result : results)
-        running.emplace_back([&] { result = digest_some(fd, digest, next_chunk, stop); });
-    Result<void> mine = digest_some(fd, digest, next_chunk, stop);
+        running.emplace_back([&] { result = digest_some(fd, digest, chunks, next, stop); });
+    Result<void> mine = digest_some(fd, digest, chunks, next, stop);
     running.clear();
     CKPT_TRY(mine);
     for (Result<void>& result : results)
         CKPT_TRY(result);
     return {};
+}
+
+std::vector<uint64_t> all_chunks(uint64_t size) {
+    std::vector<uint64_t> all(chunk_count(size));
+    std::iota(all.begin(), all.end(), 0);
+    return all;
 }
 
 Result<ScopedFd> open_member(const ImageDir& dir, const std::string& name, uint64_t& size) {
@@ -133,31 +138,16 @@ Result<FileDigest> parse_file(const nlohmann::json& json, const std::string& obj
     return digest;
 }
 
-bool wants_digests(const std::string& name, VerifyDepth depth) {
-    if (depth != VerifyDepth::kButPages)
-        return depth == VerifyDepth::kFull;
-    auto image = parse_image_name(name);
-    return !image || image->type != ImageType::kPages;
-}
-
-Result<void> check_file(const ImageDir& dir, const FileDigest& expected, VerifyDepth depth,
-                        unsigned threads, const std::stop_token& stop) {
+Result<void> check_file(const ImageDir& dir, const FileDigest& expected, bool wants_digests, unsigned threads,
+                        const std::stop_token& stop) {
     uint64_t size = 0;
     CKPT_ASSIGN(ScopedFd file, open_member(dir, expected.name, size));
     if (size != expected.size)
         return fail(ErrorKind::kBadImage, expected.name,
                     fmt::format("has {} bytes, but was written with {}", size, expected.size));
-    if (!wants_digests(expected.name, depth) || expected.chunks.empty())
+    if (!wants_digests || expected.chunks.empty())
         return {};
-    FileDigest found{expected.name, size, std::vector<uint64_t>(chunk_count(size))};
-    CKPT_TRY(digest_chunks(file.get(), found, threads, stop));
-    auto [wrong, ignored] = std::ranges::mismatch(found.chunks, expected.chunks);
-    if (wrong == found.chunks.end())
-        return {};
-    auto chunk = static_cast<uint64_t>(wrong - found.chunks.begin());
-    return fail(ErrorKind::kBadImage, expected.name,
-                fmt::format("is damaged between offsets {} and {}", chunk * kDigestChunk,
-                            std::min(size, (chunk + 1) * kDigestChunk)));
+    return check_chunks(dir, expected, all_chunks(size), threads, stop);
 }
 
 }  // namespace
@@ -175,11 +165,36 @@ void ChunkDigest::add(const void* data, size_t size) { XXH3_64bits_update(&state
 
 uint64_t ChunkDigest::value() const { return XXH3_64bits_digest(&state_->xxh3); }
 
+bool holds_memory(const std::string& name) {
+    if (auto image = parse_image_name(name))
+        return image->type == ImageType::kPages;
+    return name.ends_with(".img") && (name.find("-pages-") != std::string::npos || name.starts_with("gpu-cs-"));
+}
+
+Error damage(const FileDigest& file, uint64_t chunk) {
+    return {ErrorKind::kBadImage, file.name,
+            fmt::format("is damaged between offsets {} and {}", chunk * kDigestChunk,
+                        std::min(file.size, (chunk + 1) * kDigestChunk)),
+            {}, 0, {}};
+}
+
+Result<void> check_chunks(const ImageDir& dir, const FileDigest& expected, const std::vector<uint64_t>& chunks,
+                          unsigned threads, const std::stop_token& stop) {
+    FileDigest found{expected.name, expected.size, expected.chunks};
+    uint64_t size = 0;
+    CKPT_ASSIGN(ScopedFd file, open_member(dir, expected.name, size));
+    CKPT_TRY(digest_chunks(file.get(), found, chunks, threads, stop));
+    auto [wrong, ignored] = std::ranges::mismatch(found.chunks, expected.chunks);
+    if (wrong == found.chunks.end())
+        return {};
+    return tl::unexpected(damage(expected, static_cast<uint64_t>(wrong - found.chunks.begin())));
+}
+
 Result<FileDigest> digest_file(const ImageDir& dir, const std::string& name, unsigned threads) {
     FileDigest digest{name, 0, {}};
     CKPT_ASSIGN(ScopedFd file, open_member(dir, name, digest.size));
     digest.chunks.resize(chunk_count(digest.size));
-    CKPT_TRY(digest_chunks(file.get(), digest, threads));
+    CKPT_TRY(digest_chunks(file.get(), digest, all_chunks(digest.size), threads));
     return digest;
 }
 
@@ -227,14 +242,17 @@ Result<Manifest> read_manifest(const ImageDir& dir) {
     return parse_manifest(*text, object);
 }
 
-Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads, std::stop_token stop) {
+Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads, std::stop_token stop,
+                    const std::set<std::string>& others) {
     CKPT_ASSIGN(Manifest manifest, read_manifest(dir));
     CKPT_ASSIGN(std::vector<std::string> present, dir.file_names());
     std::vector<Error> faults;
     std::set<std::string> listed;
     for (const FileDigest& file : manifest.files) {
         listed.insert(file.name);
-        auto ok = check_file(dir, file, depth, threads, stop);
+        const bool wants_digests = depth != VerifyDepth::kSizes && !others.contains(file.name) &&
+                                   (depth == VerifyDepth::kFull || !holds_memory(file.name));
+        auto ok = check_file(dir, file, wants_digests, threads, stop);
         if (!ok && ok.error().kind == ErrorKind::kCancelled)
             return ok;
         if (!ok)

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -54,13 +55,22 @@ std::string to_json(const Manifest& manifest);
 Result<Manifest> parse_manifest(const std::string& text, const std::string& object);
 Result<Manifest> read_manifest(const ImageDir& dir);
 
+// Whether a file is nothing but copied: the memory of processes, or that of devices, which plugins keep in files that are called
+// PLUGIN-pages-..., or gpu-cs-..., as CRIU's for CUDA has them.
+bool holds_memory(const std::string& name);
+// Reads those `chunks` of a file; kBadImage if one is not as the manifest says.
+Result<void> check_chunks(const ImageDir& dir, const FileDigest& expected, const std::vector<uint64_t>& chunks,
+                          unsigned threads, const std::stop_token& stop = {});
+// kBadImage: a chunk of `file` is not what was written.
+Error damage(const FileDigest& file, uint64_t chunk);
+
 enum class VerifyDepth {
-    kSizes,     // every listed file is there in its size, and no image file is there unlisted: cheap
-    kButPages,  // and every chunk has its digest, except in the pages images
-    kFull,      // and there too: reads everything
+    kSizes,      // every listed file is there in its size, and no image file is there unlisted: cheap
+    kButMemory,  // and every chunk has its digest, except in files that hold memory
+    kFull,       // and there too: reads everything
 };
-// kBadImage that lists all files at fault; kCancelled once `stop` was asked for.
-Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads = 1,
-                    std::stop_token stop = {});
+// kBadImage that lists all files at fault; kCancelled once `stop` was asked for. Of `others` only the size is looked at.
+Result<void> verify(const ImageDir& dir, VerifyDepth depth, unsigned threads = 1, std::stop_token stop = {},
+                    const std::set<std::string>& others = {});
 
 }  // namespace checkpointd::images

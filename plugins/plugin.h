@@ -117,7 +117,8 @@ struct ckptd_host {
     /*
      * A file of the image: created (O_CREAT | O_EXCL) by a checkpoint, opened for reading by a restore. The caller
      * owns the descriptor. -1 and errno on failure. Names must begin with the plugin's or, where CRIU's plugin for
-     * the same device has such files, with "gpu-"; any thread.
+     * the same device has such files, with "gpu-". Those called NAME-pages-... hold what is nothing but copied: they are
+     * checked for damage while a restore goes on, all others before. Any thread.
      */
     int (*open_image)(void *context, const char *name);
     /*
@@ -149,7 +150,18 @@ struct ckptd_host {
     ssize_t (*receive)(void *context, void *data, size_t size, int *fds, size_t *count, uint64_t deadline_usec);
     /* Calls `take` with the name of each file of the image that begins with the plugin's. 0, or -1 with errno. Any thread. */
     int (*list_images)(void *context, void (*take)(void *out, const char *name), void *out);
+    /*
+     * In the worker, any thread, of a restore (CKPTD_NEEDS_CONTENTS): reads `size` bytes of the file `name` of the image, from
+     * `offset` on. `room` begins at a page of 4 KiB and is `size`, rounded up to such pages, and one page more; *contents is
+     * where in it they are. They are read past the page cache if they are not in that, and checked against the image's digests:
+     * a file that is read in the order of its bytes is read but once. 0, or -1 with errno: EBADMSG they are not what was
+     * written, ENODATA the file ends before, EINVAL as open_image().
+     */
+    int (*read_contents)(void *context, const char *name, uint64_t offset, uint64_t size, void *room, void **contents);
 };
+
+/* read_contents() of the host; by that alone the plugin reads its files that are called NAME-pages-... */
+#define CKPTD_NEEDS_CONTENTS 1u
 
 struct ckptd_plugin {
     uint32_t size; /* sizeof(struct ckptd_plugin) */

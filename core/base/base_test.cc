@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include <cerrno>
+#include <cstdlib>
 #include <fcntl.h>
+#include <unistd.h>
+#include <utility>
 
 #include <gtest/gtest.h>
 
 #include "core/base/io.h"
+#include "core/base/uncached_file.h"
 
 namespace checkpointd {
 namespace {
@@ -45,6 +49,41 @@ TEST(Result, AssignPassesValueAndError) {
 TEST(Io, ReadFileRefusesMoreThanTheLimit) {
     EXPECT_FALSE(read_file(AT_FDCWD, "/proc/self/maps", 10));
     EXPECT_TRUE(read_file(AT_FDCWD, "/proc/self/maps"));
+}
+
+// In a file system with a page cache and one without anything else (tmpfs has no direct reads before Linux 6.6).
+TEST(UncachedFile, ReadsWhatIsThereWhetherItIsCachedOrNot) {
+    constexpr size_t kSize = 5 * UncachedFile::kPage + 100;
+    std::string content(kSize, 0);
+    for (size_t i = 0; i < kSize; ++i)
+        content[i] = static_cast<char>(i * 7 + i / 256);
+    for (const std::string folder : {"/var/tmp", "/dev/shm"}) {
+        std::string path = folder + "/checkpointd-base-XXXXXX";
+        const ScopedFd file(mkstemp(path.data()));
+        ASSERT_TRUE(write_all(file.get(), content.data(), kSize, path));
+        auto opened = UncachedFile::open(AT_FDCWD, path);
+        ASSERT_EQ(unlink(path.c_str()), 0);
+        ASSERT_TRUE(opened);
+        alignas(UncachedFile::kPage) std::byte room[UncachedFile::room_for(kSize)];
+        for (const bool is_cached : {true, false})
+            for (auto [offset, size] : {std::pair<size_t, size_t>{0, 4096}, {8, 4096}, {8, 8192}, {4095, 4097}, {0, kSize},
+                                        {kSize - 1, 1}, {5 * 4096, 100}}) {
+                if (!is_cached) {
+                    ASSERT_EQ(fsync(file.get()), 0);
+                    ASSERT_EQ(posix_fadvise(file.get(), 0, 0, POSIX_FADV_DONTNEED), 0);
+                }
+                auto read = opened->read(offset, size, room);
+                ASSERT_TRUE(read) << read.error().text();
+                ASSERT_LE(*read + size, room + UncachedFile::room_for(size));
+                EXPECT_EQ(std::string(reinterpret_cast<const char*>(*read), size), content.substr(offset, size))
+                    << folder << " " << offset << " " << size << " " << is_cached;
+            }
+        for (const size_t offset : {kSize - 99, kSize + 4096, size_t{2 * 4096}}) {
+            auto beyond = opened->read(offset, kSize - 4096, room);
+            ASSERT_FALSE(beyond);
+            EXPECT_EQ(beyond.error().kind, ErrorKind::kBadImage) << beyond.error().text();
+        }
+    }
 }
 
 TEST(ScopedFd, ClosesOnceAndMoves) {

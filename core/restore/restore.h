@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -73,10 +74,14 @@ struct RestoreRequest {
     // What brings devices back; opened for this image. Borrowed, null: nothing does.
     Plugins* plugins = nullptr;
 
+    // Called when all memory was read, of tasks and of devices, and nothing runs by it yet: an error ends the restore.
+    // Empty: nobody judges what was read.
+    std::function<Result<void>()> check_memory;
+
     // By when everything must stand at its last barrier; then it fails with kTimeout like any other step.
     // Unset: never.
     std::optional<std::chrono::steady_clock::time_point> deadline;
-    // How long devices may take from then on. Unset: for ever.
+    // How long devices may take from then on, once until they are filled and once until they go on. Unset: for ever.
     std::optional<std::chrono::microseconds> devices_time;
 
     Steps& steps;

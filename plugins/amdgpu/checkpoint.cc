@@ -321,7 +321,7 @@ Result<uint64_t> Checkpoint::add_gpu(Held& held, const kfd_criu_device_bucket& d
         if (!dmabuf)
             return fail(ErrorKind::kSystem, what, "KFD gave nothing to copy it by");
         pipeline.add(static_cast<uint32_t>(gpu->drm_render_minor),
-                     {std::move(dmabuf), file, at, buffers[i].size, what, {}});
+                     {std::move(dmabuf), file, {}, at, buffers[i].size, what, {}});
         at += buffers[i].size;
     }
     return total;

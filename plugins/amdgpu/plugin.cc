@@ -119,7 +119,7 @@ int undo(const char* record, ckptd_call* call) {
 constexpr ckptd_plugin kPlugin = {
     .size = sizeof(ckptd_plugin),
     .abi = CKPTD_PLUGIN_ABI,
-    .needs = 0,
+    .needs = CKPTD_NEEDS_CONTENTS,
     .name = "amdgpu",
     .description = "State of AMD GPUs that are used through ROCm, by the checkpoint calls of KFD",
     .settings = kSettingNames,

@@ -103,26 +103,39 @@ Result<std::vector<uint32_t>> Restore::image_ids() const {
     return std::vector<uint32_t>(ids.begin(), ids.end());
 }
 
-Result<Restore::Files> Restore::open_pages(const RestoredProcess& process) const {
-    Files files;
+ReadContent Restore::reader_of(std::string name) const {
+    return [this, name = std::move(name)](uint64_t offset, uint64_t size,
+                                          std::byte* room) -> Result<std::byte*> {
+        void* contents = nullptr;
+        if (host_.read_contents(host_.context, name.c_str(), offset, size, room, &contents) == 0)
+            return static_cast<std::byte*>(contents);
+        if (errno == EBADMSG)
+            return fail(ErrorKind::kBadImage, name, "is damaged", "take another image of the unit");
+        if (errno == ENODATA)
+            return fail(ErrorKind::kBadImage, name, "ends too early");
+        return fail_errno(name, "cannot be read");
+    };
+}
+
+Result<void> Restore::check_pages(const RestoredProcess& process) const {
     for (const auto& [gpu, bytes] : process.bytes_of_gpus()) {
         const std::string name = pages_image_name(process.id(), gpu);
-        CKPT_ASSIGN(ScopedFd file, open_image()(name));
+        CKPT_ASSIGN(const ScopedFd file, open_image()(name));
         if (!file)
             return fail(ErrorKind::kBadImage, name, "is missing");
         CKPT_TRY(check_image_size(file.get(), name, bytes));
-        files[gpu] = std::make_shared<const ScopedFd>(std::move(file));
+        alignas(UncachedFile::kPage) std::byte room[UncachedFile::room_for(kImageHeader)];
+        CKPT_TRY(reader_of(name)(0, kImageHeader, room));  // for the digest of what it begins with
     }
-    return files;
+    return {};
 }
 
 Result<void> Restore::read_process_image(uint32_t id, const pb::Process& process) {
     CKPT_ASSIGN(GpuMap map, map_gpus(topology_of(process), here_, settings_.rules));
     CKPT_ASSIGN(RestoredProcess made, RestoredProcess::prepare(id, process, here_, map));
-    CKPT_ASSIGN(Files files, open_pages(made));
+    CKPT_TRY(check_pages(made));
     map_.merge(map);
     processes_.push_back(std::move(made));
-    files_.push_back(std::move(files));
     if (process.shared_memory_size() > shared_memory_size_) {
         shared_memory_size_ = process.shared_memory_size();
         shared_memory_magic_ = process.shared_memory_magic();
@@ -253,7 +266,8 @@ Result<void> Restore::add(const Message& message, std::vector<ScopedFd> dmabufs,
     for (size_t i = 0; i < dmabufs.size(); ++i) {
         const RestoredProcess::Content& content = process.contents()[message.first + i];
         pipeline.add(content.render_minor,
-                     {std::move(dmabufs[i]), files_[message.process].at(content.user_gpu),
+                     {std::move(dmabufs[i]), nullptr,
+                      reader_of(pages_image_name(process.id(), content.user_gpu)),
                       content.file_offset, content.size, process.content_name(content),
                       [this, index = message.process] { count_filled(index); }});
     }

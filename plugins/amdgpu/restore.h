@@ -57,15 +57,14 @@ class Restore {
         uint32_t id;
         uint32_t minor;  // here
     };
-    using Files =
-        std::map<uint32_t, std::shared_ptr<const ScopedFd>>;  // of one process, by the image's GPU
 
     Result<std::vector<uint32_t>> image_ids() const;
     Result<void> read_image(uint32_t id, std::vector<Error>& blockers);
     Result<void> read_process_image(uint32_t id, const pb::Process& process);
     Result<void> read_render_image(uint32_t id, const pb::RenderNode& node);
     std::vector<Error> lacking_room() const;
-    Result<Files> open_pages(const RestoredProcess& process) const;
+    Result<void> check_pages(const RestoredProcess& process) const;
+    ReadContent reader_of(std::string name) const;
     OpenImage open_image() const;
     int hand_over(size_t index) noexcept;
     Result<void> receive_all(const TransferOptions& options, TransferPipeline& pipeline);
@@ -82,7 +81,6 @@ class Restore {
     uint64_t shared_memory_size_ = 0;
     uint32_t shared_memory_magic_ = 0;
     std::vector<RestoredProcess> processes_;
-    std::vector<Files> files_;  // of the processes
     std::vector<RenderFile> render_files_;
     std::unique_ptr<TaskRenderNodes> nodes_;  // of the task
     RestoredProcess* current_ = nullptr;      // of the task

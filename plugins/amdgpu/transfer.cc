@@ -49,34 +49,6 @@ class Staging {
     uint64_t size_ = 0;
 };
 
-using Move = ssize_t (*)(int fd, std::byte* at, size_t size, off_t offset);
-
-ssize_t read_at(int fd, std::byte* at, size_t size, off_t offset) {
-    return pread(fd, at, size, offset);
-}
-ssize_t write_at(int fd, std::byte* at, size_t size, off_t offset) {
-    return pwrite(fd, at, size, offset);
-}
-
-// All of it: one call may move less.
-Result<void> move_all(Move move, int fd, std::byte* at, uint64_t size, uint64_t offset,
-                      const std::string& name) {
-    while (size > 0) {
-        const ssize_t moved = move(fd, at, size, static_cast<off_t>(offset));
-        if (moved < 0 && errno == EINTR)
-            continue;
-        if (moved < 0)
-            return fail_errno(name, move == read_at ? "its contents cannot be read"
-                                                    : "its contents cannot be written");
-        if (moved == 0)
-            return fail(ErrorKind::kBadImage, name, "its contents end too early");
-        at += moved;
-        size -= static_cast<uint64_t>(moved);
-        offset += static_cast<uint64_t>(moved);
-    }
-    return {};
-}
-
 bool is_readable(int fd) {
     pollfd entry{fd, POLLIN, 0};
     return fd >= 0 && poll(&entry, 1, 0) > 0;
@@ -124,8 +96,9 @@ class TransferPipeline::Lane {
     // One piece that is under way.
     struct Piece {
         std::shared_ptr<Job> job;
-        std::byte* memory = nullptr;
-        uint64_t offset = 0;  // into the buffer
+        std::byte* room = nullptr;    // of staging memory
+        std::byte* memory = nullptr;  // the contents in it
+        uint64_t offset = 0;          // into the buffer
         uint64_t size = 0;
         uint64_t fence = 0;
     };
@@ -147,7 +120,7 @@ class TransferPipeline::Lane {
     }
 
     Result<void> open() {
-        const uint64_t size = piece_bytes(pipeline_.options_);
+        const uint64_t size = UncachedFile::room_for(piece_bytes(pipeline_.options_));
         CKPT_ASSIGN(staging_, Staging::make(size * std::max(1u, pipeline_.options_.pieces)));
         for (uint64_t at = 0; at < staging_.size(); at += size)
             free_.push_back(staging_.data() + at);
@@ -182,11 +155,17 @@ class TransferPipeline::Lane {
     }
 
     Result<void> start_piece(const std::shared_ptr<Job>& job) {
-        Piece piece{job, free_.back(), job->started,
+        Piece piece{job, free_.back(), free_.back(), job->started,
                     std::min(piece_bytes(pipeline_.options_), job->transfer.size - job->started)};
-        // The kernel reads ahead by itself, and better than where it is told to (bench/README.md).
-        if (pipeline_.direction_ == Direction::kToDevice)
-            CKPT_TRY(move_piece(read_at, piece));
+        if (pipeline_.direction_ == Direction::kToDevice) {
+            const BufferTransfer& transfer = job->transfer;
+            auto read =
+                transfer.read(transfer.file_offset + piece.offset, piece.size, piece.room);
+            if (!read)
+                return tl::unexpected(
+                    std::move(read).error().wrap(transfer.name, "its contents cannot be read"));
+            piece.memory = *read;
+        }
         CKPT_ASSIGN(piece.fence, engine_->start({pipeline_.direction_, job->buffer, piece.offset,
                                                  piece.memory, piece.size}));
         free_.pop_back();
@@ -207,8 +186,8 @@ class TransferPipeline::Lane {
         }
         pieces_.pop_front();
         if (pipeline_.direction_ == Direction::kFromDevice)
-            CKPT_TRY(move_piece(write_at, piece));
-        free_.push_back(piece.memory);
+            CKPT_TRY(write_piece(piece));
+        free_.push_back(piece.room);
         return end_piece(piece);
     }
 
@@ -223,10 +202,17 @@ class TransferPipeline::Lane {
         return {};
     }
 
-    static Result<void> move_piece(Move move, const Piece& piece) {
+    static Result<void> write_piece(const Piece& piece) {
         const BufferTransfer& transfer = piece.job->transfer;
-        return move_all(move, transfer.file->get(), piece.memory, piece.size,
-                        transfer.file_offset + piece.offset, transfer.name);
+        for (uint64_t done = 0; done < piece.size;) {
+            const ssize_t wrote =
+                pwrite(transfer.file->get(), piece.memory + done, piece.size - done,
+                       static_cast<off_t>(transfer.file_offset + piece.offset + done));
+            if (wrote < 0 && errno != EINTR)
+                return fail_errno(transfer.name, "its contents cannot be written");
+            done += static_cast<uint64_t>(std::max<ssize_t>(wrote, 0));
+        }
+        return {};
     }
 
     // Copies that are under way would go on reading and writing staging memory: they are waited

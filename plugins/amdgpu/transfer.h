@@ -16,14 +16,21 @@
 
 #include "core/base/error.h"
 #include "core/base/scoped_fd.h"
+#include "core/base/uncached_file.h"
 #include "plugins/amdgpu/kfd.h"
 
 namespace checkpointd::amdgpu {
 
+// Reads a part of a file into memory that begins at a page and has UncachedFile::room_for(size) bytes;
+// returns where in it the part begins. Any thread.
+using ReadContent =
+    std::function<Result<std::byte*>(uint64_t offset, uint64_t size, std::byte* room)>;
+
 // One buffer and its place in a file.
 struct BufferTransfer {
     ScopedFd dmabuf;
-    std::shared_ptr<const ScopedFd> file;
+    std::shared_ptr<const ScopedFd> file;  // that it goes to
+    ReadContent read;                      // of the one that it comes from
     uint64_t file_offset = 0;
     uint64_t size = 0;
     std::string name;  // for errors: "pid 12, buffer at 0x7f…"

@@ -21,6 +21,15 @@ ScopedFd memory_file(const std::string& content) {
     return fd;
 }
 
+ReadContent reader_of(const std::shared_ptr<const ScopedFd>& file) {
+    return [file](uint64_t offset, uint64_t size, std::byte* room) -> Result<std::byte*> {
+        const ssize_t got = pread(file->get(), room + 8, size, static_cast<off_t>(offset));
+        if (got != static_cast<ssize_t>(size))
+            return fail(ErrorKind::kBadImage, "the file", "its contents end too early");
+        return room + 8;
+    };
+}
+
 std::string random_bytes(size_t size, unsigned seed) {
     std::mt19937 random(seed);
     std::string bytes(size, 0);
@@ -72,6 +81,7 @@ class Transfer : public testing::Test {
                 transfer.dmabuf = ScopedFd(dup(buffers_[gpu].emplace_back(memory_file({})).get()));
                 EXPECT_EQ(ftruncate(transfer.dmabuf.get(), static_cast<off_t>(size)), 0);
                 transfer.file = file;
+                transfer.read = reader_of(file);
                 transfer.file_offset = at;
                 transfer.size = size;
                 transfer.name = fmt::format("buffer {} of GPU {}", buffers_[gpu].size(), gpu);
@@ -138,7 +148,7 @@ TEST_F(Transfer, SavesAllBuffersOfAllGpus) {
             ASSERT_EQ(pwrite(buffers_[gpu][i].get(), contents_.data() + at, kSizes[i], 0),
                       static_cast<ssize_t>(kSizes[i]));
             again->add(128 + gpu,
-                       {ScopedFd(dup(buffers_[gpu][i].get())), out, at, kSizes[i], "buffer", {}});
+                       {ScopedFd(dup(buffers_[gpu][i].get())), out, {}, at, kSizes[i], "buffer", {}});
         }
     auto result = again->finish();
     ASSERT_TRUE(result) << result.error().text();

@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/uncached_file.h"
 #include "images/test_dir.h"
 #include "plugins/plugin.h"
 
@@ -27,6 +28,10 @@ class TestHost {
         host_.size = sizeof(host_);
         host_.context = this;
         host_.open_image = [](void* self, const char* name) { return of(self).open_image(name); };
+        host_.read_contents = [](void* self, const char* name, uint64_t offset, uint64_t size,
+                                 void* room, void** contents) {
+            return of(self).read_contents(name, offset, size, room, contents);
+        };
         host_.journal = [](void* self, const char* record) { return of(self).write_down(record); };
         host_.forget = [](void* self, uint64_t id) {
             return of(self).records.erase(id) == 1 ? 0 : -1;
@@ -69,6 +74,15 @@ class TestHost {
     int open_image(const char* name) const {
         const int flags = is_writing ? O_RDWR | O_CREAT | O_EXCL : O_RDONLY;
         return openat(dir_.fd(), name, flags | O_CLOEXEC, 0600);
+    }
+    int read_contents(const char* name, uint64_t offset, uint64_t size, void* room,
+                      void** contents) const {
+        auto file = UncachedFile::open(dir_.fd(), name);
+        auto read = file ? file->read(offset, size, static_cast<std::byte*>(room))
+                         : tl::unexpected(file.error());
+        *contents = read ? *read : nullptr;
+        errno = read ? 0 : ENODATA;
+        return read ? 0 : -1;
     }
     uint64_t write_down(const char* record) {
         if (fails_to_journal)

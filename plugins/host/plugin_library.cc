@@ -10,7 +10,7 @@ namespace {
 
 // Of the first version: a plugin that has less is none.
 constexpr size_t kLeastSize = offsetof(ckptd_plugin, undo) + sizeof(ckptd_plugin::undo);
-constexpr uint64_t kOffers = 0;
+constexpr uint64_t kOffers = CKPTD_NEEDS_CONTENTS;
 
 Result<void> check(const ckptd_plugin* table, const std::string& name, const std::string& path) {
     if (table == nullptr || table->size < kLeastSize || table->abi != CKPTD_PLUGIN_ABI)

@@ -32,12 +32,9 @@ Plugins::Session::Session(PluginLibrary library, const PluginOptions& options,
     host_.abi = CKPTD_PLUGIN_ABI;
     host_.context = this;
     host_.setting = [](void* self, const char* name) { return of(self).setting(name); };
-    host_.open_image = [](void* self, const char* name) { return of(self).open_image(name); };
-    host_.list_images = [](void* self, void (*take)(void*, const char*), void* out) {
-        return of(self).list_images(take, out);
-    };
     host_.journal = [](void* self, const char* record) { return of(self).write_down(record); };
     host_.forget = [](void* self, uint64_t id) { return of(self).forget(id); };
+    offer_images();
     offer_threads();
     offer_messages();
 }
@@ -48,6 +45,16 @@ Plugins::Session::~Session() {
     transfer_.reset();
     if (self_ != nullptr)
         table().close(self_);
+}
+
+void Plugins::Session::offer_images() {
+    host_.open_image = [](void* self, const char* name) { return of(self).open_image(name); };
+    host_.list_images = [](void* self, void (*take)(void*, const char*), void* out) {
+        return of(self).list_images(take, out);
+    };
+    host_.read_contents = [](void* self, const char* name, uint64_t offset, uint64_t size, void* room, void** contents) {
+        return of(self).read_contents(name, offset, size, room, contents);
+    };
 }
 
 void Plugins::Session::offer_threads() {
@@ -87,13 +94,44 @@ const char* Plugins::Session::setting(const char* key) const {
     return nullptr;
 }
 
+bool Plugins::Session::is_own_image(std::string_view file) const {
+    return (file.starts_with(name()) || file.starts_with(kCriuPrefix)) && file.find('/') == std::string_view::npos;
+}
+
 int Plugins::Session::open_image(const char* file) const {
-    const std::string_view text = file;
-    const bool is_its_own = text.starts_with(name()) || text.starts_with(kCriuPrefix);
-    if (!is_its_own || text.find('/') != std::string_view::npos)
+    if (!is_own_image(file))
         return with_errno(EINVAL);
     const int flags = purpose_ == CKPTD_CHECKPOINT ? O_RDWR | O_CREAT | O_EXCL : O_RDONLY;
     return openat(options_.image_dir_fd, file, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+}
+
+bool Plugins::Session::reads_contents(const std::string& file) const {
+    return (table().needs & CKPTD_NEEDS_CONTENTS) != 0 && file.starts_with(name() + "-pages-");
+}
+
+Result<UncachedFile*> Plugins::Session::contents_of(const std::string& file) {
+    const std::lock_guard lock(contents_mutex_);
+    auto found = contents_.find(file);
+    if (found == contents_.end()) {
+        CKPT_ASSIGN(UncachedFile opened, UncachedFile::open(options_.image_dir_fd, file));
+        found = contents_.emplace(file, std::move(opened)).first;
+    }
+    return &found->second;
+}
+
+int Plugins::Session::read_contents(const char* file, uint64_t offset, uint64_t size, void* room, void** contents) {
+    if (!is_own_image(file))
+        return with_errno(EINVAL);
+    auto opened = contents_of(file);
+    if (!opened)
+        return with_errno(opened.error().errno_code);
+    auto read = (*opened)->read(offset, size, static_cast<std::byte*>(room));
+    if (!read)
+        return with_errno(read.error().kind == ErrorKind::kBadImage ? ENODATA : read.error().errno_code);
+    if (check != nullptr && !check->add(file, offset, *read, size))
+        return with_errno(EBADMSG);
+    *contents = *read;
+    return 0;
 }
 
 int Plugins::Session::list_images(void (*take)(void* out, const char* name), void* out) const {

@@ -4,11 +4,14 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
 
 #include "core/base/error.h"
+#include "core/base/uncached_file.h"
+#include "images/content_check.h"
 #include "plugins/host/channel.h"
 #include "plugins/host/plugin_library.h"
 #include "plugins/host/plugins.h"
@@ -47,12 +50,15 @@ class Plugins::Session {
     Result<void> join_transfer();
     // Of all records that it has in the journal.
     std::chrono::microseconds undo_time() const;
+    // Whether it reads this file of the image by read_contents() alone.
+    bool reads_contents(const std::string& file) const;
     // Null where nobody would receive.
     Channel* channel() const { return channel_.get(); }
 
     ThreadControl* control = nullptr;  // while the tasks stand
     bool is_quiesced = false;  // or on the way up: resume() is due
     int task_end = -1;         // of the channel, in the task
+    images::ContentCheck* check = nullptr;  // borrowed; of what read_contents() reads
 
   private:
     struct Transfer {
@@ -65,11 +71,15 @@ class Plugins::Session {
     static Session& of(void* self) { return *static_cast<Session*>(self); }
     const PluginPolicy* policy() const;
     const char* setting(const char* key) const;
+    bool is_own_image(std::string_view file) const;
     int open_image(const char* file) const;
+    int read_contents(const char* file, uint64_t offset, uint64_t size, void* room, void** contents);
+    Result<UncachedFile*> contents_of(const std::string& file);
     int list_images(void (*take)(void* out, const char* name), void* out) const;
     uint64_t write_down(const char* record);
     int forget(uint64_t id);
     ssize_t receive(void* data, size_t size, int* fds, size_t* count, uint64_t deadline) const;
+    void offer_images();
     void offer_threads();
     void offer_messages();
 
@@ -81,6 +91,8 @@ class Plugins::Session {
     void* self_ = nullptr;
     std::map<uint64_t, std::string> records_;  // in the journal
     std::unique_ptr<Channel> channel_;
+    std::mutex contents_mutex_;
+    std::map<std::string, UncachedFile> contents_;  // none goes before the session
     std::optional<Transfer> transfer_;
 };
 

@@ -253,6 +253,15 @@ bool Plugins::any_session(const std::function<bool(const Session&)>& does) const
     return std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& session) { return does(*session); });
 }
 
+bool Plugins::reads_contents(const std::string& file) const {
+    return any_session([&](const Session& session) { return session.reads_contents(file); });
+}
+
+void Plugins::check_contents(images::ContentCheck* check) const {
+    for (const auto& session : sessions_)
+        session->check = check;
+}
+
 bool Plugins::takes_files() const {
     return any_session([](const Session& session) { return session.table().dump_file != nullptr; });
 }

@@ -22,6 +22,10 @@
 
 namespace checkpointd {
 
+namespace images {
+class ContentCheck;
+}
+
 inline constexpr const char* kPluginDirectory = "/usr/lib/checkpointd/plugins";
 
 struct PluginOptions {
@@ -67,6 +71,11 @@ class Plugins {
     bool empty() const;
     // Names, for the image.
     std::vector<std::string> names() const;
+
+    // Of a restore: whether a file of the image is checked against `check` (borrowed), which then has it, by the plugin that
+    // reads it.
+    bool reads_contents(const std::string& file) const;
+    void check_contents(images::ContentCheck* check) const;
 
     Result<void> probe(const std::vector<pid_t>& pids, Deadline deadline);
     Result<void> quiesce(const std::vector<pid_t>& pids, Deadline deadline);

@@ -113,7 +113,7 @@ TEST_F(SamplePlugin, WhateverFailsInARestoreNothingIsLeft) {
 TEST_F(SamplePlugin, DevicesHaveATimeOfTheirOwnInARestore) {
     struct Late : SilentSteps {
         Result<void> enter(std::string_view step) override {
-            if (step == "restore.resume-devices")
+            if (step == "restore.complete-devices")
                 std::this_thread::sleep_until(deadline + std::chrono::milliseconds(50));
             return {};
         }
@@ -135,6 +135,28 @@ TEST_F(SamplePlugin, DevicesHaveATimeOfTheirOwnInARestore) {
     ASSERT_TRUE(built) << built.error().text();
     ASSERT_TRUE(built->commit());
     expect_running_and_unparked();
+}
+
+TEST_F(SamplePlugin, NothingComesAliveByMemoryThatIsNotGood) {
+    dump_and_kill();
+    (void)log();
+    auto plugins = Plugins::for_restore(options(), Names{"sample"});
+    ASSERT_TRUE(plugins) << plugins.error().text();
+    SilentSteps steps;
+    RestoreRequest request(steps);
+    request.image_dir_fd = image_.get();
+    request.plugins = plugins->get();
+    request.check_memory = [this]() -> Result<void> {
+        EXPECT_THAT(log(), ElementsAre("open", "prepare", "transfer", "complete"));
+        return fail(ErrorKind::kBadImage, "pages-1.img", "is damaged");
+    };
+    RestoreStats stats;
+    auto built = build_forest(request, stats);
+    ASSERT_FALSE(built);
+    EXPECT_THAT(built.error().text(), HasSubstr("is damaged"));
+    plugins->reset();
+    EXPECT_THAT(log(), ElementsAre("close"));
+    EXPECT_EQ(kill(pid_, 0), -1);
 }
 
 TEST_F(SamplePlugin, IsLeftOutWhereNobodyUsesIt) {
@@ -234,7 +256,7 @@ TEST_F(Transferring, IsNotDisturbedWhereNothingFails) {
 TEST_F(Transferring, EndsAtOnceWhereARestoreFails) {
     dump_and_kill();
     (void)log();
-    for (const std::string step : {"restore.registers", "restore.resume-devices"}) {
+    for (const std::string step : {"restore.registers", "restore.complete-devices"}) {
         auto plugins = plugins_for_image(waiting(), Plugins::Deadline::max());
         ASSERT_TRUE(plugins) << plugins.error().text();
         auto steps = fail_at(step);

@@ -384,17 +384,14 @@ static int sample_update_vma(void *raw, pid_t pid, struct ckptd_vma *vma) {
     return self->host->send(self->host->context, &mapping, sizeof(mapping), &vma->fd, 1) == 0 ? 0 : -errno;
 }
 
-static int image_of(const struct sample *self, const struct owned_mapping *mapping) {
-    char name[60];
-    snprintf(name, sizeof(name), "sample-memory-%llx", (unsigned long long)mapping->start);
-    return self->host->open_image(self->host->context, name);
+static void image_of(const struct owned_mapping *mapping, char *name, size_t room) {
+    snprintf(name, room, "sample-pages-%llx.img", (unsigned long long)mapping->start);
 }
 
-static int copy_pages(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t size) {
+static int copy_pages(int from, uint64_t offset, int to, uint64_t size) {
     char page[PAGE];
     for (uint64_t done = 0; done < size; done += PAGE)
-        if (pread(from, page, PAGE, (off_t)(from_offset + done)) != PAGE ||
-            pwrite(to, page, PAGE, (off_t)(to_offset + done)) != PAGE)
+        if (pread(from, page, PAGE, (off_t)(offset + done)) != PAGE || pwrite(to, page, PAGE, (off_t)done) != PAGE)
             return -1;
     return 0;
 }
@@ -402,11 +399,28 @@ static int copy_pages(int from, uint64_t from_offset, int to, uint64_t to_offset
 static int save_memory(const struct sample *self) {
     for (size_t i = 0; i < self->mapping_count; ++i) {
         const struct owned_mapping *mapping = &self->mappings[i];
-        const int image = image_of(self, mapping), memory = open(self->paths[i], O_RDONLY | O_CLOEXEC);
-        const int done = image < 0 || memory < 0 ? -1 : copy_pages(memory, mapping->offset, image, 0, mapping->size);
+        char name[60];
+        image_of(mapping, name, sizeof(name));
+        const int image = self->host->open_image(self->host->context, name);
+        const int memory = open(self->paths[i], O_RDONLY | O_CLOEXEC);
+        const int done = image < 0 || memory < 0 ? -1 : copy_pages(memory, mapping->offset, image, mapping->size);
         close(image);
         close(memory);
         if (done != 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* A page at a time, which is little. */
+static int read_pages(const struct sample *self, const struct owned_mapping *mapping, int to) {
+    _Alignas(PAGE) static char room[2 * PAGE];
+    char name[60];
+    image_of(mapping, name, sizeof(name));
+    for (uint64_t done = 0; done < mapping->size; done += PAGE) {
+        void *contents = NULL;
+        if (self->host->read_contents(self->host->context, name, done, PAGE, room, &contents) != 0 ||
+            pwrite(to, contents, PAGE, (off_t)(mapping->offset + done)) != PAGE)
             return -1;
     }
     return 0;
@@ -422,9 +436,7 @@ static int load_memory(const struct sample *self, const struct ckptd_call *call)
                                                 call->deadline_usec);
         if (got == 0)
             return 0;
-        const int image = got == sizeof(mapping) && count == 1 ? image_of(self, &mapping) : -1;
-        const int done = image < 0 ? -1 : copy_pages(image, 0, memory, mapping.offset, mapping.size);
-        close(image);
+        const int done = got == sizeof(mapping) && count == 1 ? read_pages(self, &mapping, memory) : -1;
         close(memory);
         if (done != 0)
             return -1;
@@ -532,6 +544,7 @@ static const char *const settings[] = {"folder", "fail", "undo-time", "transfer"
 static const struct ckptd_plugin sample = {
     .size = SIZE,
     .abi = CKPTD_PLUGIN_ABI,
+    .needs = CKPTD_NEEDS_CONTENTS,
     .name = "sample",
     .description = "A folder that plays a device, for tests",
     .settings = settings,

@@ -75,6 +75,8 @@ constexpr std::array kRestore{
     Entry{"units.resume.remove-drop-in", Phase::kStart, 0.96},
     Entry{"restore.unit-files", Phase::kRebuild, 0.30},
     Entry{"restore.devices", Phase::kDevices, 0.36},
+    Entry{"restore.complete-devices", Phase::kDevices, 0.86},
+    Entry{"restore.verify-pages", Phase::kRebuild, 0.87},
     Entry{"restore.resume-devices", Phase::kDevices, 0.88},
     Entry{"restore.commit", Phase::kRebuild, 0.90},
     Entry{"units.hand-over.", Phase::kStart, 0.92},

@@ -11,6 +11,7 @@
 #include "core/restore/image_plugins.h"
 #include "core/restore/restore.h"
 #include "core/transaction/undo_kinds.h"
+#include "images/content_check.h"
 #include "images/image_store.h"
 #include "images/manifest.h"
 #include "service/worker/plugin_options.h"
@@ -90,6 +91,7 @@ class RestoreJob {
   private:
     Result<void> open_image();
     Result<void> verify_image();
+    Result<void> begin_pages_check();
     Result<void> verify_pages();
     Result<void> check_state(const images::StoredImage& stored);
     Result<void> check_fresh();
@@ -119,6 +121,7 @@ class RestoreJob {
     ImageState state_ = ImageState::kReady;  // before us
     uint64_t cold_start_ = 0;                // undo of a unit at its gate, not done yet
     std::optional<images::ImageDir> image_;
+    std::optional<images::ContentCheck> contents_;
     Result<void> pages_;  // of the check below; nobody else's until that has ended
     std::jthread pages_check_;
     images::ImageInfo info_;
@@ -150,18 +153,27 @@ Result<void> RestoreJob::open_image() {
     CKPT_ASSIGN(plugins_,
                 plugins_for_image(plugin_options(request_, journal_, steps_, image_->fd()),
                                   steps_.deadline_of(Phase::kPrepare)));
-    return {};
+    return begin_pages_check();
 }
 
-// The pages are nothing but copied, so they may be checked beside that, as long as it is before anything runs.
+// Memory is nothing but copied, so it may be checked beside that, as long as it is before anything runs.
 // A unit at its gate was not touched yet and would have to be stopped again: there all of it comes first.
 Result<void> RestoreJob::verify_image() {
     using images::VerifyDepth;
     CKPT_TRY(steps_.enter("restore.verify"));
     if (request_.at_gate) return images::verify(*image_, VerifyDepth::kFull, verify_threads(0));
-    CKPT_TRY(images::verify(*image_, VerifyDepth::kButPages));
+    return images::verify(*image_, VerifyDepth::kButMemory);
+}
+
+// What plugins read themselves is not read a second time.
+Result<void> RestoreJob::begin_pages_check() {
+    if (request_.at_gate) return {};
+    CKPT_ASSIGN(auto manifest, images::read_manifest(*image_));
+    std::erase_if(manifest.files, [this](const auto& file) { return !plugins_->reads_contents(file.name); });
+    contents_.emplace(std::move(manifest.files));
+    plugins_->check_contents(&*contents_);
     pages_check_ = std::jthread([this](const std::stop_token& stop) {
-        pages_ = images::verify(*image_, VerifyDepth::kFull, verify_threads(1), stop);
+        pages_ = images::verify(*image_, images::VerifyDepth::kFull, verify_threads(1), stop, contents_->names());
     });
     return {};
 }
@@ -170,7 +182,8 @@ Result<void> RestoreJob::verify_pages() {
     if (!pages_check_.joinable()) return {};
     CKPT_TRY(steps_.enter("restore.verify-pages"));
     pages_check_.join();
-    return pages_;
+    CKPT_TRY(pages_);
+    return contents_->finish(*image_, verify_threads(0));
 }
 
 Result<void> RestoreJob::check_state(const images::StoredImage& stored) {
@@ -262,6 +275,7 @@ RestoreRequest RestoreJob::engine_request() {
     for (const auto& [key, fd] : staged_->externals()) request.externals[key] = fd.get();
     request.parent = RestoreRequest::Parent::kSibling;
     request.plugins = plugins_.get();
+    request.check_memory = [this] { return verify_pages(); };
     // systemd believes no answer to a reload that is dated before its request.
     request.clocks_may_lag = facts_.type != "notify-reload";
     request.deadline = steps_.deadline_of(Phase::kRebuild);
@@ -414,7 +428,6 @@ Result<JobResult> RestoreJob::run() {
     CKPT_TRY(put_files_back());
     CKPT_TRY(free_pids());
     CKPT_TRY(build());
-    CKPT_TRY(verify_pages());
     CKPT_TRY(let_go());
     return result();
 }

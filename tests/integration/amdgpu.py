@@ -177,7 +177,7 @@ def a_restore_that_fails_leaves_nothing(t):
         have_faults(unit.host)
         check(outcome.code != 0, f"{fault}: the restore is refused", outcome)
         unit.check_down(fault)
-    for step in ("restore.devices", "restore.resume-devices", "restore.memory", "restore.commit") if SOAK else \
+    for step in ("restore.devices", "restore.complete-devices", "restore.resume-devices", "restore.memory", "restore.commit") if SOAK else \
                 ("restore.memory", "restore.resume-devices"):
         for action in ("kill", "fail") if SOAK else ("kill",):
             unit.refuse("restore", "--x-fault", f"step={step},action={action}")

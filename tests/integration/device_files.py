@@ -203,6 +203,24 @@ def without_the_plugin_it_is_refused(t):
 
 
 @case
+def what_the_plugin_reads_is_checked(t):
+    """By what it reads, before anything runs; what it reads by itself, before anything is begun."""
+    unit = user(t)
+    before = unit.check_goes_on("fresh")
+    image = unit.host.run("crctl", "--json", "checkpoint", UNIT, timeout=180).json()["Image"]
+    for name, message in (("sample-pages-*.img", "cannot move what is mapped"), ("sample-device.txt", "is damaged")):
+        flip = f"printf '\\{{}}' | dd of=$(echo /var/lib/checkpointd/{image}/{name}) bs=1 seek=3 conv=notrunc status=none"
+        byte = unit.host.sh(f"od -An -j3 -N1 -to1 /var/lib/checkpointd/{image}/{name}").out.strip()
+        unit.host.sh(flip.format("377"))
+        check_in(message, unit.refuse("restore"), f"a damaged {name}")
+        unit.check_down(f"a damaged {name}")
+        unit.check_no_trace(f"a damaged {name}")
+        unit.host.sh(flip.format(byte))
+    unit.crctl("restore")
+    unit.check_goes_on("restored", before)
+
+
+@case
 def faults_at_every_step_of_it(t):
     unit = user(t)
     for step in ("checkpoint.device-mappings", "checkpoint.device-files"):

@@ -1019,7 +1019,7 @@ def every_step_in_the_source_is_gone_through(t):
     check(len(said) > 30, "steps in the source", sorted(said))
     at_gate = {"units.stage.open-gate"}  # boot.py
     with_plugins = {"checkpoint.quiesce", "checkpoint.devices", "checkpoint.resume-devices", "restore.devices",
-                    "restore.resume-devices",  # gpu.py
+                    "restore.complete-devices", "restore.resume-devices",  # gpu.py
                     "checkpoint.device-mappings", "checkpoint.device-files"}  # device_files.py
     check_equal(sorted(said - seen - at_gate - with_plugins), [], "steps that no fault was injected into")
 

@@ -124,7 +124,7 @@ def a_restore_that_fails_leaves_nothing(t):
     check_in("CUDA_ERROR_OUT_OF_MEMORY", unit.refuse("restore"), "what is told")
     have_faults(unit.host)
     unit.check_down("no memory")
-    for step in ("restore.devices", "restore.resume-devices", "restore.memory", "restore.commit"):
+    for step in ("restore.devices", "restore.complete-devices", "restore.resume-devices", "restore.memory", "restore.commit"):
         for action in ("kill", "fail"):
             unit.refuse("restore", "--x-fault", f"step={step},action={action}")
             wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{step}: inactive")

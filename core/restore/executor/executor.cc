@@ -213,15 +213,21 @@ Clock::time_point devices_deadline(const RestoreRequest& request, Clock::time_po
                                 : Clock::time_point::max();
 }
 
-// The tasks have their memory and stand. A device that does not come back ends the restore.
-Result<void> resume_devices(const RestoreRequest& request, const std::vector<pid_t>& pids, Tracer& tracer) {
-    if (!request.plugins || request.plugins->empty())
+// The tasks have their memory and stand. Nothing comes alive by what was read, no queue of a device and no thread that its
+// driver needs, before all of it is known to be good. A device that does not come back ends the restore.
+Result<void> bring_devices_back(const RestoreRequest& request, const std::vector<pid_t>& pids, Tracer& tracer) {
+    const bool has_devices = request.plugins && !request.plugins->empty();
+    if (has_devices) {
+        CKPT_TRY(request.steps.enter("restore.complete-devices"));
+        CKPT_TRY(request.plugins->complete(devices_deadline(request, Clock::now())));
+    }
+    if (request.check_memory)
+        CKPT_TRY(request.check_memory());
+    if (!has_devices)
         return {};
     CKPT_TRY(request.steps.enter("restore.resume-devices"));
-    const auto deadline = devices_deadline(request, Clock::now());
-    CKPT_TRY(request.plugins->complete(deadline));
     TracedThreads threads(tracer);
-    return request.plugins->resume(pids, &threads, deadline);
+    return request.plugins->resume(pids, &threads, devices_deadline(request, Clock::now()));
 }
 
 Error too_late(Error last) {
@@ -315,7 +321,7 @@ Result<BuiltForest> execute_plan(const RestoreRequest& request,
         auto built = build_tasks(request, plan, held->tracer, region);
         if (built) {
             held->settle();
-            built = resume_devices(request, held->living, held->tracer);
+            built = bring_devices_back(request, held->living, held->tracer);
         }
         if (!built && request.plugins)
             request.plugins->cancel_messages();
