@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "core/inject/loose_thread.h"
 #include "core/restore/image_plugins.h"
 #include "core/restore/own_pids_test_util.h"
 #include "core/transaction/journal.h"
@@ -304,6 +305,7 @@ class DeadJob : public SampleTest {
     static UndoTable table_for(const char* directory, std::chrono::microseconds least = kLeastUndoTime) {
         UndoTable table;
         add_plugin_undo_kinds(table, directory, least);
+        add_mask_undo_kind(table);
         return table;
     }
 
@@ -348,6 +350,7 @@ TEST_F(DeadJob, OfAnOlderPlugin) {
 TEST_F(SamplePlugin, SaysHowLongWhatItHoldsMayTake) {
     UndoTable table;
     add_plugin_undo_kinds(table, PLUGIN_DIR);
+    add_mask_undo_kind(table);
     auto journal = Journal::create(tmp_.path() + "/undo", table);
     journal_ = &*journal;
     auto slow = options();
