@@ -17,7 +17,7 @@ namespace {
 
 constexpr std::string_view kOwnUnits = "checkpointd";
 constexpr std::string_view kRunning = "invocation:";
-constexpr size_t kMaxUnitFile = 1u << 20;
+constexpr size_t kMaxScannedFile = 1u << 20;
 
 bool is_service(const std::string& name) {
     return name.ends_with(".service") && is_valid_unit_name(name) && !name.starts_with(kOwnUnits);
@@ -28,7 +28,7 @@ bool waits_for_file_systems(const std::filesystem::directory_entry& file) {
     std::error_code error;
     if (!file.is_regular_file(error))
         return false;
-    auto text = read_file(AT_FDCWD, file.path(), kMaxUnitFile);
+    auto text = read_file(AT_FDCWD, file.path(), kMaxScannedFile);
     return text && text->find("\nDefaultDependencies=no") == std::string::npos;
 }
 

@@ -21,7 +21,7 @@ struct NamedField {
     uint64_t Node::*field;
 };
 
-constexpr NamedField kFields[] = {
+constexpr NamedField kNamedFields[] = {
     {"cpu_cores_count", &Node::cpu_cores_count},
     {"simd_count", &Node::simd_count},
     {"mem_banks_count", &Node::mem_banks_count},
@@ -167,7 +167,7 @@ std::string gpu_name(uint32_t gpu_id) {
 
 Result<void> parse_node_properties(const std::string& text, Node& node, const std::string& object) {
     return each_property(text, object, [&](std::string_view name, uint64_t value) {
-        for (const NamedField& field : kFields)
+        for (const NamedField& field : kNamedFields)
             if (field.name ==
                 name)  // images have 32 bits for all but one: what differs beyond could never fit
                 node.*field.field = name == "hive_id" ? value : static_cast<uint32_t>(value);
