@@ -5,6 +5,13 @@
 #include <utility>
 
 namespace checkpointd::images {
+namespace {
+
+uint64_t chunk_bytes(const FileDigest& file, uint64_t index) {
+    return std::min(kDigestChunk, file.size - index * kDigestChunk);
+}
+
+}  // namespace
 
 ContentCheck::ContentCheck(std::vector<FileDigest> files) {
     for (FileDigest& file : files) {
@@ -24,7 +31,7 @@ std::set<std::string> ContentCheck::names() const {
 // Null: what begins there cannot be added, nor what follows.
 std::unique_ptr<ChunkDigest> ContentCheck::take(Chunk& chunk, uint64_t at) {
     const std::lock_guard lock(mutex_);
-    if (chunk.is_checked || chunk.next != at)
+    if (chunk.next != at)
         return nullptr;
     return at == 0 && !chunk.digest ? std::make_unique<ChunkDigest>() : std::move(chunk.digest);
 }
@@ -35,13 +42,11 @@ Result<void> ContentCheck::add_part(File& file, uint64_t index, uint64_t at, con
     if (!digest)
         return {};
     digest->add(data, size);
-    const uint64_t whole = std::min(kDigestChunk, file.expected.size - index * kDigestChunk);
-    const bool is_whole = at + size == whole;
+    const bool is_whole = at + size == chunk_bytes(file.expected, index);
     if (is_whole && digest->value() != file.expected.chunks[index])
         return tl::unexpected(damage(file.expected, index));
     const std::lock_guard lock(mutex_);
     chunk.next = at + size;
-    chunk.is_checked = is_whole;
     chunk.digest = std::move(digest);
     return {};
 }
@@ -66,15 +71,14 @@ std::vector<uint64_t> ContentCheck::unchecked(const File& file) const {
     const std::lock_guard lock(mutex_);
     std::vector<uint64_t> left;
     for (uint64_t i = 0; i < file.chunks.size(); ++i)
-        if (!file.chunks[i].is_checked)
+        if (file.chunks[i].next < chunk_bytes(file.expected, i))
             left.push_back(i);
     return left;
 }
 
 Result<void> ContentCheck::finish(const ImageDir& dir, unsigned threads) const {
-    for (const auto& [name, file] : files_) {
+    for (const auto& [name, file] : files_)
         CKPT_TRY(check_chunks(dir, file.expected, unchecked(file), threads));
-    }
     return {};
 }
 

@@ -28,8 +28,7 @@ class ContentCheck {
 
   private:
     struct Chunk {
-        bool is_checked = false;
-        uint64_t next = 0;                    // bytes of it that have come
+        uint64_t next = 0;                    // bytes of it that have come; all: it is good
         std::unique_ptr<ChunkDigest> digest;  // of these; null while somebody adds to it, or none has come
     };
     struct File {

@@ -138,6 +138,16 @@ Result<FileDigest> parse_file(const nlohmann::json& json, const std::string& obj
     return digest;
 }
 
+Result<void> compare_chunks(int fd, const FileDigest& expected, const std::vector<uint64_t>& chunks, unsigned threads,
+                            const std::stop_token& stop) {
+    FileDigest found = expected;
+    CKPT_TRY(digest_chunks(fd, found, chunks, threads, stop));
+    auto [wrong, ignored] = std::ranges::mismatch(found.chunks, expected.chunks);
+    if (wrong == found.chunks.end())
+        return {};
+    return tl::unexpected(damage(expected, static_cast<uint64_t>(wrong - found.chunks.begin())));
+}
+
 Result<void> check_file(const ImageDir& dir, const FileDigest& expected, bool wants_digests, unsigned threads,
                         const std::stop_token& stop) {
     uint64_t size = 0;
@@ -147,7 +157,7 @@ Result<void> check_file(const ImageDir& dir, const FileDigest& expected, bool wa
                     fmt::format("has {} bytes, but was written with {}", size, expected.size));
     if (!wants_digests || expected.chunks.empty())
         return {};
-    return check_chunks(dir, expected, all_chunks(size), threads, stop);
+    return compare_chunks(file.get(), expected, all_chunks(size), threads, stop);
 }
 
 }  // namespace
@@ -180,14 +190,9 @@ Error damage(const FileDigest& file, uint64_t chunk) {
 
 Result<void> check_chunks(const ImageDir& dir, const FileDigest& expected, const std::vector<uint64_t>& chunks,
                           unsigned threads, const std::stop_token& stop) {
-    FileDigest found{expected.name, expected.size, expected.chunks};
     uint64_t size = 0;
     CKPT_ASSIGN(ScopedFd file, open_member(dir, expected.name, size));
-    CKPT_TRY(digest_chunks(file.get(), found, chunks, threads, stop));
-    auto [wrong, ignored] = std::ranges::mismatch(found.chunks, expected.chunks);
-    if (wrong == found.chunks.end())
-        return {};
-    return tl::unexpected(damage(expected, static_cast<uint64_t>(wrong - found.chunks.begin())));
+    return compare_chunks(file.get(), expected, chunks, threads, stop);
 }
 
 Result<FileDigest> digest_file(const ImageDir& dir, const std::string& name, unsigned threads) {
