@@ -2,43 +2,17 @@
 #include "units/watchdog_feeder.h"
 
 #include <atomic>
-#include <csignal>
 #include <gtest/gtest.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/kernel/sleeper_test_util.h"
 #include "units/unit_process.h"
 
 namespace checkpointd {
 namespace {
 
 using std::chrono::milliseconds;
-
-// A process that is there until it is told to end.
-class Sleeper {
-  public:
-    Sleeper() : pid_(fork()) {
-        if (pid_ != 0)
-            return;
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        for (;;)
-            pause();
-    }
-    ~Sleeper() {
-        kill(pid_, SIGKILL);
-        waitpid(pid_, nullptr, 0);
-    }
-    pid_t pid() const { return pid_; }
-    void end() const {
-        siginfo_t info;
-        kill(pid_, SIGKILL);
-        waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOWAIT);
-    }
-
-  private:
-    pid_t pid_;
-};
+using testing::Sleeper;
 
 bool comes_to(const std::atomic<int>& count, int wanted) {
     for (int i = 0; i < 30000 && count < wanted; ++i)

@@ -18,13 +18,9 @@
 namespace checkpointd {
 namespace {
 
+using testing::count_for_ever;
 using testing::Shared;
 using testing::Target;
-
-void count(Shared& shared) {
-    for (shared.ready.fetch_add(1);; usleep(1000))
-        shared.rounds[0].fetch_add(1);
-}
 
 // Lives on faults that it handles, by stepping over them.
 void fault_and_count(Shared& shared) {
@@ -104,7 +100,7 @@ class Loose : public ::testing::Test {
 };
 
 TEST_F(Loose, HasItsMaskAgainWhenItStands) {
-    seize(count);
+    seize(count_for_ever);
     let_run();
     EXPECT_TRUE(counts());
     EXPECT_NE(target_->status("SigBlk"), mask_);
@@ -116,7 +112,7 @@ TEST_F(Loose, HasItsMaskAgainWhenItStands) {
 }
 
 TEST_F(Loose, IsReleasedWithItsMask) {
-    seize(count);
+    seize(count_for_ever);
     let_run();
     EXPECT_TRUE(counts());
     ASSERT_TRUE(forest_->release());
@@ -124,7 +120,7 @@ TEST_F(Loose, IsReleasedWithItsMask) {
 }
 
 TEST_F(Loose, GoesOnAfterSigcont) {
-    seize(count);
+    seize(count_for_ever);
     let_run();
     ASSERT_EQ(kill(target_->pid(), SIGCONT), 0);
     EXPECT_TRUE(Target::eventually([&] { return target_->status("State")[0] == 't'; })) << "the kernel tells its tracer";
@@ -136,7 +132,7 @@ TEST_F(Loose, GoesOnAfterSigcont) {
 
 TEST_F(Loose, KeepsSigstopForItsEnd) {
     for (const bool stands_first : {true, false}) {
-        seize(count);
+        seize(count_for_ever);
         let_run();
         ASSERT_EQ(kill(target_->pid(), SIGSTOP), 0);
         EXPECT_TRUE(counts_while_it_is_kept_running());
@@ -151,7 +147,7 @@ TEST_F(Loose, KeepsSigstopForItsEnd) {
 }
 
 TEST_F(Loose, IsNotStoppedByWhatSigcontHasEnded) {
-    seize(count);
+    seize(count_for_ever);
     let_run();
     ASSERT_EQ(kill(target_->pid(), SIGSTOP), 0);
     EXPECT_TRUE(counts_while_it_is_kept_running());
@@ -189,7 +185,7 @@ TEST_F(Loose, MakesThreadsThatStandInTheWayOfADumpOnly) {
 }
 
 TEST_F(Loose, DiesLikeAnyOther) {
-    seize(count);
+    seize(count_for_ever);
     let_run();
     ASSERT_EQ(kill(target_->pid(), SIGKILL), 0);
     EXPECT_TRUE(Target::eventually([&] {
@@ -209,7 +205,7 @@ class LooseOfADeadJob : public Loose {
     void TearDown() override { std::filesystem::remove_all(folder_); }
     // Lets it run, and ends by what `then` answers.
     void job(const std::function<bool(SeizedForest&, Journal&)>& then) {
-        target_.emplace(count);
+        target_.emplace(count_for_ever);
         mask_ = target_->status("SigBlk");
         const pid_t pid = fork();
         if (pid == 0) {

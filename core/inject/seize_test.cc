@@ -21,13 +21,9 @@
 namespace checkpointd {
 namespace {
 
+using testing::count_for_ever;
 using testing::Shared;
 using testing::Target;
-
-void count_for_ever(Shared& shared) {
-    for (shared.ready.fetch_add(1);; usleep(1000))
-        shared.rounds[0].fetch_add(1);
-}
 
 bool makes_progress(Target& target) {
     uint64_t before = target.shared().rounds[0];

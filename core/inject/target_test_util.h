@@ -29,6 +29,9 @@ struct Shared {
     void fail(const char* what, long value);
 };
 
+// A body of one thread: does a round a millisecond.
+void count_for_ever(Shared& shared);
+
 // A forked process that runs `body` for ever; killed and reaped when destroyed, and when the test dies.
 class Target {
   public:
@@ -51,7 +54,7 @@ class Target {
     std::string relatives() const;
     // Waits until it sleeps where it is meant to, or spins.
     void settle() const;
-    // Waits until `condition`, at most 5 s.
+    // Waits until `condition`, at most a minute.
     static bool eventually(const std::function<bool()>& condition);
 
   private:

@@ -5,7 +5,6 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,29 +15,12 @@
 #include "core/kernel/pidfd.h"
 #include "core/kernel/room.h"
 #include "core/kernel/same_cpu.h"
+#include "core/kernel/sleeper_test_util.h"
 
 namespace checkpointd {
 namespace {
 
-// A child that sleeps until it is killed at the end of the test.
-class Sleeper {
-  public:
-    Sleeper() : pid_(fork()) {
-        if (pid_ == 0) {
-            prctl(PR_SET_PDEATHSIG, SIGKILL);
-            for (;;)
-                pause();
-        }
-    }
-    ~Sleeper() {
-        kill(pid_, SIGKILL);
-        waitpid(pid_, nullptr, 0);
-    }
-    pid_t pid() const { return pid_; }
-
-  private:
-    pid_t pid_;
-};
+using testing::Sleeper;
 
 TEST(Cgroup, MountPointOfBothLayouts) {
     EXPECT_EQ(*parse_cgroup2_mount_point(
