@@ -13,39 +13,48 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr uint64_t kPage = 4096;
+constexpr uint64_t kHugePage = 2u << 20;
 constexpr uint64_t kLeastPiece = 64u << 10;
 constexpr uint64_t kMostPiece = 4u << 20;  // its pages cost more than a bigger copy gains
 
-// Anonymous memory; released: it stays for good.
+// Anonymous memory of huge pages, where the kernel has them: a disk is asked for so many ranges of memory
+// at once and no more (queue/max_segments in sysfs), and each small page may be one. Released: it
+// stays for good.
 class Staging {
   public:
     static Result<Staging> make(uint64_t size) {
-        void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-        if (memory == MAP_FAILED)
+        void* mapped = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (mapped == MAP_FAILED)
             return fail_errno("staging memory", fmt::format("{} bytes cannot be had", size));
-        return Staging(static_cast<std::byte*>(memory), size);
+        Staging made(static_cast<std::byte*>(mapped), size);
+        madvise(made.data(), size, MADV_HUGEPAGE);
+        for (uint64_t at = 0; at < size; at += kPage)
+            made.data()[at] = std::byte{0};
+        return made;
     }
     Staging() = default;
-    Staging(Staging&& other) noexcept : memory_(other.memory_), size_(other.size_) {
+    Staging(Staging&& other) noexcept : mapped_(other.mapped_), size_(other.size_) {
         other.release();
     }
     Staging& operator=(Staging&& other) noexcept {
-        std::swap(memory_, other.memory_);
+        std::swap(mapped_, other.mapped_);
         std::swap(size_, other.size_);
         return *this;
     }
     ~Staging() {
-        if (memory_ != nullptr)
-            munmap(memory_, size_);
+        if (mapped_ != nullptr)
+            munmap(mapped_, size_ + kHugePage);
     }
-    void release() { memory_ = nullptr; }
-    std::byte* data() const { return memory_; }
+    void release() { mapped_ = nullptr; }
+    std::byte* data() const {
+        return mapped_ + (-reinterpret_cast<uintptr_t>(mapped_) % kHugePage);
+    }
     uint64_t size() const { return size_; }
 
   private:
-    Staging(std::byte* memory, uint64_t size) : memory_(memory), size_(size) {}
-    std::byte* memory_ = nullptr;
+    Staging(std::byte* mapped, uint64_t size) : mapped_(mapped), size_(size) {}
+    std::byte* mapped_ = nullptr;  // begins anywhere, with room for data() at a huge page
     uint64_t size_ = 0;
 };
 
@@ -154,9 +163,15 @@ class TransferPipeline::Lane {
         return {};
     }
 
+    // Pieces end at multiples of their size in the file: what is read are whole pages of it.
+    uint64_t next_size(const Job& job) const {
+        const uint64_t most = piece_bytes(pipeline_.options_);
+        const uint64_t at = job.transfer.file_offset + job.started;
+        return std::min(most - at % most, job.transfer.size - job.started);
+    }
+
     Result<void> start_piece(const std::shared_ptr<Job>& job) {
-        Piece piece{job, free_.back(), free_.back(), job->started,
-                    std::min(piece_bytes(pipeline_.options_), job->transfer.size - job->started)};
+        Piece piece{job, free_.back(), free_.back(), job->started, next_size(*job)};
         if (pipeline_.direction_ == Direction::kToDevice) {
             const BufferTransfer& transfer = job->transfer;
             auto read =
