@@ -152,7 +152,7 @@ struct ckptd_host {
     int (*list_images)(void *context, void (*take)(void *out, const char *name), void *out);
     /*
      * In the worker, any thread, of a restore (CKPTD_NEEDS_CONTENTS): reads `size` bytes of the file `name` of the image, from
-     * `offset` on. `room` begins at a page of 4 KiB and is `size`, rounded up to such pages, and one page more; *contents is
+     * `offset` on. `room` begins at a page of 4 KiB and is as large as the pages of the file that they are on; *contents is
      * where in it they are. They are read past the page cache if they are not in that, and checked against the image's digests:
      * a file that is read in the order of its bytes is read but once. 0, or -1 with errno: EBADMSG they are not what was
      * written, ENODATA the file ends before, EINVAL as open_image().

@@ -21,8 +21,8 @@ class UncachedFile {
     // `name` is relative to the directory, and no symbolic link.
     static Result<UncachedFile> open(int dir_fd, const std::string& name);
 
-    // Returns where in `room` the contents lie; `room` begins at a page and has room_for(size) bytes. kBadImage: the file
-    // ends before.
+    // Returns where in `room` the contents lie; `room` begins at a page and is as large as the pages that they are on, which
+    // room_for(size) is in any case. kBadImage: the file ends before.
     Result<std::byte*> read(uint64_t offset, size_t size, std::byte* room) const;
 
   private:

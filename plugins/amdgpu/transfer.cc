@@ -15,11 +15,11 @@ using Clock = std::chrono::steady_clock;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kHugePage = 2u << 20;
 constexpr uint64_t kLeastPiece = 64u << 10;
-constexpr uint64_t kMostPiece = 4u << 20;  // its pages cost more than a bigger copy gains
+constexpr uint64_t kMostPiece = kHugePage;  // more memory costs more than bigger pieces gain
 
-// Anonymous memory of huge pages, where the kernel has them: a disk is asked for so many ranges of memory
-// at once and no more (queue/max_segments in sysfs), and each small page may be one. Released: it
-// stays for good.
+// Anonymous memory of huge pages, where the kernel has them: a disk is asked for so many ranges of
+// memory at once and no more (queue/max_segments in sysfs), and each small page may be one.
+// Released: it stays for good.
 class Staging {
   public:
     static Result<Staging> make(uint64_t size) {
@@ -129,7 +129,7 @@ class TransferPipeline::Lane {
     }
 
     Result<void> open() {
-        const uint64_t size = UncachedFile::room_for(piece_bytes(pipeline_.options_));
+        const uint64_t size = piece_bytes(pipeline_.options_);
         CKPT_ASSIGN(staging_, Staging::make(size * std::max(1u, pipeline_.options_.pieces)));
         for (uint64_t at = 0; at < staging_.size(); at += size)
             free_.push_back(staging_.data() + at);
@@ -163,7 +163,8 @@ class TransferPipeline::Lane {
         return {};
     }
 
-    // Pieces end at multiples of their size in the file: what is read are whole pages of it.
+    // Pieces end at multiples of their size in the file: what is read are whole pages, and has room
+    // in as many.
     uint64_t next_size(const Job& job) const {
         const uint64_t most = piece_bytes(pipeline_.options_);
         const uint64_t at = job.transfer.file_offset + job.started;
@@ -174,8 +175,7 @@ class TransferPipeline::Lane {
         Piece piece{job, free_.back(), free_.back(), job->started, next_size(*job)};
         if (pipeline_.direction_ == Direction::kToDevice) {
             const BufferTransfer& transfer = job->transfer;
-            auto read =
-                transfer.read(transfer.file_offset + piece.offset, piece.size, piece.room);
+            auto read = transfer.read(transfer.file_offset + piece.offset, piece.size, piece.room);
             if (!read)
                 return tl::unexpected(
                     std::move(read).error().wrap(transfer.name, "its contents cannot be read"));

@@ -21,8 +21,8 @@
 
 namespace checkpointd::amdgpu {
 
-// Reads a part of a file into memory that begins at a page and has UncachedFile::room_for(size) bytes;
-// returns where in it the part begins. Any thread.
+// Reads a part of a file into memory that begins at a page and is as large as the pages that the part
+// is on; returns where in it the part begins. Any thread.
 using ReadContent =
     std::function<Result<std::byte*>(uint64_t offset, uint64_t size, std::byte* room)>;
 

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/eventfd.h>
+#include <cstring>
 #include <random>
 
 #include "plugins/amdgpu/engine_test_util.h"
@@ -21,12 +22,16 @@ ScopedFd memory_file(const std::string& content) {
     return fd;
 }
 
+// Fills all pages of the file that a part is on, as a read past the page cache does.
 ReadContent reader_of(const std::shared_ptr<const ScopedFd>& file) {
     return [file](uint64_t offset, uint64_t size, std::byte* room) -> Result<std::byte*> {
-        const ssize_t got = pread(file->get(), room + 8, size, static_cast<off_t>(offset));
-        if (got != static_cast<ssize_t>(size))
+        const size_t lead = offset % 4096;
+        const size_t whole = (lead + size + 4095) / 4096 * 4096;
+        const ssize_t got = pread(file->get(), room, whole, static_cast<off_t>(offset - lead));
+        if (got < static_cast<ssize_t>(lead + size))
             return fail(ErrorKind::kBadImage, "the file", "its contents end too early");
-        return room + 8;
+        std::memset(room + got, 0, whole - static_cast<size_t>(got));
+        return room + lead;
     };
 }
 
@@ -38,9 +43,10 @@ std::string random_bytes(size_t size, unsigned seed) {
     return bytes;
 }
 
-std::string content_of(int fd, size_t size) {
+std::string content_of(int fd, size_t size, size_t offset = 0) {
     std::string content(size, 0);
-    EXPECT_EQ(pread(fd, content.data(), size, 0), static_cast<ssize_t>(size));
+    EXPECT_EQ(pread(fd, content.data(), size, static_cast<off_t>(offset)),
+              static_cast<ssize_t>(size));
     return content;
 }
 
@@ -48,6 +54,7 @@ class Transfer : public testing::Test {
   protected:
     static constexpr size_t kSizes[] = {4096, 3 * 65536 + 4096, 65536, 200 * 4096};
     static constexpr uint32_t kGpus = 2;
+    static inline const std::string kHeader = "8 bytes.";  // no buffer begins at a page of the file
 
     void SetUp() override {
         options_.staging_bytes = kGpus * 4 * 65536;
@@ -74,7 +81,7 @@ class Transfer : public testing::Test {
     }
     // Buffers of both GPUs, in the order of the file.
     void add_all(TransferPipeline& pipeline, const std::shared_ptr<const ScopedFd>& file) {
-        uint64_t at = 0;
+        uint64_t at = kHeader.size();
         for (uint32_t gpu = 0; gpu < kGpus; ++gpu)
             for (size_t size : kSizes) {
                 BufferTransfer transfer;
@@ -104,7 +111,7 @@ class Transfer : public testing::Test {
         }
     }
     std::shared_ptr<const ScopedFd> file(const std::string& content) {
-        return std::make_shared<const ScopedFd>(memory_file(content));
+        return std::make_shared<const ScopedFd>(memory_file(kHeader + content));
     }
     Result<void> restore() {
         auto line = pipeline(Direction::kToDevice);
@@ -139,7 +146,7 @@ TEST_F(Transfer, SavesAllBuffersOfAllGpus) {
     auto line = pipeline(Direction::kFromDevice);
     add_all(*line, out);  // of zeros
     ASSERT_TRUE(line->finish());
-    EXPECT_EQ(content_of(out->get(), contents_.size()), std::string(contents_.size(), 0));
+    EXPECT_EQ(content_of(out->get(), contents_.size(), kHeader.size()), std::string(contents_.size(), 0));
 
     auto again = pipeline(Direction::kFromDevice);
     uint64_t at = 0;
@@ -147,12 +154,12 @@ TEST_F(Transfer, SavesAllBuffersOfAllGpus) {
         for (size_t i = 0; i < std::size(kSizes); at += kSizes[i++]) {
             ASSERT_EQ(pwrite(buffers_[gpu][i].get(), contents_.data() + at, kSizes[i], 0),
                       static_cast<ssize_t>(kSizes[i]));
-            again->add(128 + gpu,
-                       {ScopedFd(dup(buffers_[gpu][i].get())), out, {}, at, kSizes[i], "buffer", {}});
+            again->add(128 + gpu, {ScopedFd(dup(buffers_[gpu][i].get())), out, {},
+                                   kHeader.size() + at, kSizes[i], "buffer", {}});
         }
     auto result = again->finish();
     ASSERT_TRUE(result) << result.error().text();
-    EXPECT_EQ(content_of(out->get(), contents_.size()), contents_);
+    EXPECT_EQ(content_of(out->get(), contents_.size(), kHeader.size()), contents_);
     expect_nothing_left();
 }
 
@@ -276,13 +283,13 @@ TEST_F(Transfer, LeavingWithoutFinishIsCancelling) {
 TEST(PieceBytes, DividesTheMemory) {
     TransferOptions options;
     options.gpu_count = 2;
-    EXPECT_EQ(piece_bytes(options), 4u << 20);
-    options.gpu_count = 8;
     EXPECT_EQ(piece_bytes(options), 2u << 20);
+    options.gpu_count = 16;
+    EXPECT_EQ(piece_bytes(options), 1u << 20);
     options.staging_bytes = 1;
     EXPECT_EQ(piece_bytes(options), 64u << 10);
     options.staging_bytes = 1ull << 40;
-    EXPECT_EQ(piece_bytes(options), 4u << 20);
+    EXPECT_EQ(piece_bytes(options), 2u << 20);
 }
 
 }  // namespace
