@@ -45,7 +45,7 @@ constexpr Hint kHints[] = {
     {"anon_inode:seccomp", "seccomp notifier", "let the supervisor end"},
     {"anon_inode:dma", "DMA fence or buffer", "needs a GPU plugin"},
     {"socket:", "socket of an unsupported family", "let the program close it"},
-    {"/dev/nvidia", "NVIDIA device", "enable the CUDA plugin"},
+    {"/dev/nvidia", "NVIDIA device", "enable the CUDA plugin; where it is, the program opened it just now: try again"},
     {"/dev/dri/", "GPU device", "enable the plugin of this GPU"},
     {"/dev/kfd", "AMD GPU device", "enable the amdgpu plugin"},
     {"/dev/pts/", "terminal", "run the program without a terminal"},

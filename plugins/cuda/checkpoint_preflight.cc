@@ -38,12 +38,27 @@ Result<std::vector<Error>> check_processes(const std::vector<Process>& processes
     return blockers;
 }
 
-std::vector<Error> leftovers(const std::vector<pid_t>& pids, const std::vector<Process>& processes) {
+// What `find` says of those that are none of `processes`.
+std::vector<Error> of_others(const std::vector<pid_t>& pids, const std::vector<Process>& processes,
+                             std::vector<Error> (*find)(pid_t)) {
     std::vector<Error> blockers;
     for (pid_t pid : pids)
         if (std::none_of(processes.begin(), processes.end(), [&](const Process& one) { return one.pid() == pid; }))
-            append(blockers, find_leftovers(pid));
+            append(blockers, find(pid));
     return blockers;
+}
+
+// Such a driver knows of no process whether it uses CUDA.
+Result<void> name_too_old(Error driver, const std::vector<pid_t>& pids) {
+    std::vector<Error> blockers = find_instances();
+    blockers.push_back(std::move(driver));
+    for (pid_t pid : pids) {
+        const bool is_user = may_use_cuda(pid);
+        append(blockers, is_user ? find_users(pid) : find_leftovers(pid));
+        if (is_user)
+            append(blockers, find_mps(pid));
+    }
+    return outcome(std::move(blockers));
 }
 
 // For whoever reads the others.
@@ -67,13 +82,28 @@ Result<CheckpointFacts> check_checkpoint(Backend& backend, const Settings& setti
         append(blockers, facts.usage.check_host_memory());
     CKPT_ASSIGN(auto of_processes, check_processes(processes, deadline));
     append(blockers, std::move(of_processes));
-    append(blockers, leftovers(pids, processes));
+    append(blockers, of_others(pids, processes, find_leftovers));
     if (!blockers.empty())
         blockers.push_back(here(blockers.front().kind, devices));
     CKPT_TRY(outcome(std::move(blockers)));
     return facts;
 }
 
-Result<void> check_checkpoint(const std::vector<pid_t>& pids) { return outcome(leftovers(pids, {})); }
+Result<void> check_others(Backend* backend, const std::vector<pid_t>& pids, Backend::Deadline deadline) {
+    auto blockers = of_others(pids, {}, find_leftovers);
+    if (blockers.empty() || backend == nullptr)
+        return outcome(std::move(blockers));
+    auto devices = ask_devices(*backend, deadline);
+    if (devices)
+        return outcome(std::move(blockers));
+    return name_too_old(std::move(devices).error(), pids);
+}
+
+Result<void> check_newcomers(const std::vector<pid_t>& pids, const std::vector<Process>& processes) {
+    auto newcomers = of_others(pids, processes, find_newcomers);
+    if (newcomers.size() == 1)
+        return tl::unexpected(std::move(newcomers.front()));
+    return all_blockers("CUDA", "came into use meanwhile", std::move(newcomers));
+}
 
 }  // namespace checkpointd::cuda

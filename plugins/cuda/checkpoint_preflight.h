@@ -22,7 +22,9 @@ struct CheckpointFacts {
 // `pids`: all of the job, of which `processes` use CUDA. All that is in the way comes back as one error.
 Result<CheckpointFacts> check_checkpoint(Backend& backend, const Settings& settings, const std::vector<pid_t>& pids,
                                          const std::vector<Process>& processes, Backend::Deadline deadline);
-// The same where none of them does, and so no driver is asked.
-Result<void> check_checkpoint(const std::vector<pid_t>& pids);
+// The same where the driver, if any process has its library, says of none that it uses CUDA. One that is too old says so, too.
+Result<void> check_others(Backend* backend, const std::vector<pid_t>& pids, Backend::Deadline deadline);
+// When all of them stand: kConflict where there is use of a device by one that is none of `processes`.
+Result<void> check_newcomers(const std::vector<pid_t>& pids, const std::vector<Process>& processes);
 
 }  // namespace checkpointd::cuda

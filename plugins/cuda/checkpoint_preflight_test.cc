@@ -58,11 +58,11 @@ TEST_F(CudaCheckpointPreflight, RoomCountsWhereItIsNeeded) {
     EXPECT_FALSE(facts->stores);
 }
 
-TEST_F(CudaCheckpointPreflight, ADriverThatIsTooOldIsNamed) {
-    driver_.devices.value = kBaseVersion - 1;
-    auto facts = check();
-    ASSERT_FALSE(facts);
-    EXPECT_THAT(facts.error().line(), HasSubstr("CUDA driver: cannot checkpoint processes"));
+TEST_F(CudaCheckpointPreflight, OfWhoHasNoDeviceOpenTheDriverIsNotAsked) {
+    driver_.devices.code = kNotInitialized;
+    EXPECT_TRUE(check_others(&driver_, {getpid()}, kDeadline));
+    EXPECT_TRUE(driver_.asked.empty());
+    EXPECT_TRUE(check_newcomers({getpid()}, {}));
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 
 #include "plugins/cuda/command_backend.h"
 #include "plugins/cuda/device_store.h"
+#include "plugins/cuda/devices.h"
 #include "plugins/cuda/devices_image.h"
 #include "plugins/cuda/helper_backend.h"
 #include "plugins/cuda/one_process_test_util.h"
@@ -118,6 +119,16 @@ TEST(CudaDevices, WhatIsMissingIsNamed) {
     EXPECT_TRUE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}, false)) << "nobody asks for the room";
     here.devices[1].free_bytes = 30ull << 30;
     EXPECT_TRUE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}, true));
+}
+
+TEST(CudaDevices, ADriverThatIsTooOldIsNamed) {
+    OneProcess driver;
+    driver.devices.code = kNotInitialized;  // as the helper says it
+    std::snprintf(driver.devices.text, sizeof(driver.devices.text), "libcuda.so.1: is of CUDA 12.0");
+    auto none = ask_devices(driver, kDeadline);
+    ASSERT_FALSE(none);
+    EXPECT_EQ(none.error().kind, ErrorKind::kUnsupported);
+    EXPECT_THAT(none.error().line(), HasSubstr("is of CUDA 12.0 (install a driver of version 570 (CUDA 12.8) or newer)"));
 }
 
 TEST(CudaPreflight, InstancesAreNamedByDevice) {

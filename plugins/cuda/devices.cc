@@ -12,7 +12,7 @@ Result<Answer> ask_devices(Backend& backend, Backend::Deadline deadline) {
     if (answer.code == kSuccess && answer.value >= kBaseVersion)
         return answer;
     return fail(ErrorKind::kUnsupported, "CUDA driver", fmt::format("cannot checkpoint processes: {}", answer.text),
-                "install a driver of version 570 or newer, or switch the plugin off (plugins: {cuda: no})");
+                "install a driver of version 570 (CUDA 12.8) or newer");
 }
 
 uint64_t taken_bytes(const Answer& devices) {

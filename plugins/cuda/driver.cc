@@ -78,9 +78,7 @@ Result<Driver> Driver::load() {
         return fail(ErrorKind::kUnsupported, kLibrary, "lacks functions that every driver has");
     if (int code = get_version(&driver.version_); code != kSuccess || driver.version_ < kBaseVersion)
         return fail(ErrorKind::kUnsupported, kLibrary,
-                    fmt::format("is of CUDA {}.{}, and cannot checkpoint processes", driver.version_ / 1000,
-                                driver.version_ % 1000 / 10),
-                    "install a driver of version 570 or newer");
+                    fmt::format("is of CUDA {}.{}", driver.version_ / 1000, driver.version_ % 1000 / 10));
     if (!resolve(library, "cuCheckpointProcessGetRestoreThreadId", driver.thread_) ||
         !resolve(library, "cuCheckpointProcessGetState", driver.state_) ||
         !resolve(library, "cuCheckpointProcessLock", driver.lock_) ||

@@ -37,8 +37,8 @@ int quiesce(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
     return tell(call, of(self).quiesce(list(pids, count)));
 }
 
-int prepare(void* self, const pid_t*, size_t, ckptd_call* call) {
-    return tell(call, of(self).prepare(*call, deadline_of(call)));
+int prepare(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
+    return tell(call, of(self).prepare(list(pids, count), *call, deadline_of(call)));
 }
 
 int transfer(void* self, ckptd_call* call) { return tell(call, of(self).transfer(*call)); }

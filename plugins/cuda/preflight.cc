@@ -44,6 +44,15 @@ std::vector<std::pair<int, std::string>> descriptors_of(pid_t pid) {
     return all;
 }
 
+// Those of NVIDIA that it has open; empty without.
+std::string devices_of(pid_t pid) {
+    std::set<std::string> devices;
+    for (const auto& [number, target] : descriptors_of(pid))
+        if (target.starts_with(kDevices))
+            devices.insert(fmt::format("{} (fd {})", target, number));
+    return fmt::format("{}", fmt::join(devices, ", "));
+}
+
 // Where its server would be; as the program sees it, which is enough to tell a name.
 std::string mps_pipes_of(pid_t pid) {
     auto text = read_file(AT_FDCWD, fmt::format("/proc/{}/environ", pid));
@@ -97,16 +106,29 @@ std::vector<Error> find_instances(const std::string& capabilities) {
 }
 
 std::vector<Error> find_leftovers(pid_t pid) {
-    std::set<std::string> devices;
-    for (const auto& [number, target] : descriptors_of(pid))
-        if (target.starts_with(kDevices))
-            devices.insert(fmt::format("{} (fd {})", target, number));
+    const std::string devices = devices_of(pid);
     if (devices.empty())
         return {};
     return {blocker(ErrorKind::kUnsupported, fmt::format("pid {}", pid),
                     fmt::format("has {} open and no CUDA state that the driver knows of: it was forked by a program that "
-                                "uses CUDA, or asks about devices only", fmt::join(devices, ", ")),
+                                "uses CUDA, or asks about devices only", devices),
                     "let it close them, or call exec() after fork()")};
+}
+
+std::vector<Error> find_users(pid_t pid) {
+    const std::string devices = devices_of(pid);
+    if (devices.empty())
+        return {};
+    return {blocker(ErrorKind::kUnsupported, fmt::format("pid {} (CUDA)", pid),
+                    fmt::format("has {} open, which this driver cannot take from it", devices), {})};
+}
+
+std::vector<Error> find_newcomers(pid_t pid) {
+    const std::string devices = devices_of(pid);
+    if (devices.empty())
+        return {};
+    return {blocker(ErrorKind::kConflict, fmt::format("pid {} (CUDA)", pid),
+                    fmt::format("has {} open, and had none when the checkpoint began", devices), "try again")};
 }
 
 std::vector<Error> find_mps(pid_t pid) {

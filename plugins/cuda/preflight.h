@@ -19,6 +19,10 @@ std::vector<Error> find_instances(const std::string& capabilities = "/proc/drive
 // Descriptors of NVIDIA's devices of a process that the driver does not know: one that was forked by a CUDA process and
 // has not called exec(), or one that only asks about devices. Nobody would take them away.
 std::vector<Error> find_leftovers(pid_t pid);
+// The same of one with the driver's library, where the driver is too old to know of any process whether it uses CUDA.
+std::vector<Error> find_users(pid_t pid);
+// The same of one that was not there, or had none open, when all were asked about.
+std::vector<Error> find_newcomers(pid_t pid);
 // Work that goes through NVIDIA's multi-process service, whose server has the state then.
 std::vector<Error> find_mps(pid_t pid);
 

@@ -76,7 +76,7 @@ Result<bool> Session::probe(const std::vector<pid_t>& pids, Deadline deadline) {
     if (found) {
         CKPT_ASSIGN(facts_, check_checkpoint(*backend_, settings_, pids, processes_, deadline));
     } else {
-        CKPT_TRY(check_checkpoint(pids));
+        CKPT_TRY(check_others(backend_.get(), pids, deadline));
     }
     return found;
 }
@@ -160,7 +160,9 @@ Result<void> Session::in_time(const Process& process, Result<void> done) {
 
 // One after the other they are mapped, while those that are copy. Children are completed before their parents. Only what
 // is completed has let go of the device, so none of this can be left for later, when their memory is written.
-Result<void> Session::prepare(const ckptd_call& call, Deadline deadline) {
+Result<void> Session::prepare(const std::vector<pid_t>& pids, const ckptd_call& call, Deadline deadline) {
+    if (purpose_ == CKPTD_CHECKPOINT)
+        CKPT_TRY(check_newcomers(pids, processes_));
     for (Process& process : processes_)
         if (purpose_ == CKPTD_CHECKPOINT)
             CKPT_TRY(in_time(process, take_off(process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout))));

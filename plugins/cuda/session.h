@@ -28,7 +28,7 @@ class Session {
 
     Result<bool> probe(const std::vector<pid_t>& pids, Deadline deadline);
     Result<void> quiesce(const std::vector<pid_t>& pids);
-    Result<void> prepare(const ckptd_call& call, Deadline deadline);
+    Result<void> prepare(const std::vector<pid_t>& pids, const ckptd_call& call, Deadline deadline);
     Result<void> transfer(const ckptd_call& call);
     Result<void> complete(Deadline deadline);
     Result<void> resume(const std::vector<pid_t>& pids, Deadline deadline);

@@ -508,7 +508,57 @@ def who_has_the_library_and_an_old_driver(t):
     host.run("crctl", "restore", "unused.service")
     check_equal(host.main_pid("unused.service"), pid, "its PID")
     check_in("libcuda.so", host.sh(f"cat /proc/{pid}/maps").out, "its mappings")
+    host.sh("systemctl stop unused.service")
     have_driver(host, BEFORE_STORAGE)
+
+
+@case
+def who_uses_a_driver_that_is_too_old(t):
+    """It is told which driver there is and which is needed, with all else that is in the way."""
+    unit = program(t)
+    since = unit.look()
+    have_driver(unit.host, 12000)
+    unit.host.sh("mount -t tmpfs tmpfs /proc/driver; mkdir -p /proc/driver/nvidia/capabilities/gpu0/mig/gi1")
+    told = unit.refuse("checkpoint")
+    for part in ("CUDA driver: cannot checkpoint processes: libcuda.so.1: is of CUDA 12.0", "version 570 (CUDA 12.8) or newer",
+                 "gpu0: is divided into instances", *(f"pid {one[3]} (CUDA): has /dev/nvidia" for one in since)):
+        check_in(part, told, "what is in the way")
+    check("fork" not in told, "they are not taken for what they are not", told)
+    unit.host.sh("umount /proc/driver")
+    have_driver(unit.host, BEFORE_STORAGE)
+    unit.check_counts("refused", since)
+
+
+class Late(Program):
+    """A third process begins to use CUDA when there is a file."""
+    template = "late"
+
+
+@case
+def who_comes_while_the_checkpoint_begins(t):
+    """It was not asked about, so it is not locked: nothing is taken off the others, and the next try takes them all."""
+    host = program(t).host
+    host.write("/etc/systemd/system/late@.service", f"""[Service]
+{EMULATED}ExecStart=bash -c '{HOME}/cuda-counter {STATUS}-%i 2 8 & until [ -e /run/late ]; do sleep 0.05; done; \
+exec {HOME}/cuda-counter {STATUS}-late 1 8'
+""")
+    unit = Late(host).start()
+    since = unit.look()
+    have_faults(host, "lock hang")
+    host.sh(f"systemd-run -q -u verb -- sh -c 'crctl checkpoint {unit.unit} --mode snapshot 2>/run/told'")
+    wait_for(lambda: host.exists(f"{MEMORY}/.in-lock"), "the driver is in lock")
+    host.sh("touch /run/late")
+    wait_for(lambda: host.exists(f"{STATUS}-late-0"), "the third one computes")
+    have_faults(host)
+    wait_for(lambda: host.unit("verb.service")["ActiveState"] == "failed", "the checkpoint has failed")
+    told = host.sh("systemctl reset-failed verb.service; cat /run/told").out
+    for part in (f"pid {host.main_pid(unit.unit)} (CUDA): has /dev/nvidia", "had none when the checkpoint began", "try again"):
+        check_in(part, told, "what is told")
+    unit.check_counts("refused", since)
+    unit.check_no_trace("refused")
+    unit.crctl("checkpoint", "--mode", "snapshot")
+    unit.check_counts("all three", since)
+    host.sh(f"systemctl stop {unit.unit} {program(t).unit}; rm -f /run/late /run/told {STATUS}-late-0 {MEMORY}/[0-9]*")
 
 
 @case
