@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* NVIDIA's command cuda-checkpoint, as far as the CUDA plugin uses it, on the emulated driver. */
+/* NVIDIA's command cuda-checkpoint, as far as the CUDA plugin and the tests use it, on the emulated driver, or, where
+   LD_LIBRARY_PATH names its folder, on a real one. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +42,15 @@ static int act(const char *action, int pid, const char *timeout) {
     return strcmp(action, "unlock") == 0 ? cuCheckpointProcessUnlock(pid, args) : 1;
 }
 
+/* There and back again, as the command does it. */
+static int toggle(int pid) {
+    int state = 0, code = cuCheckpointProcessGetState(pid, &state);
+    if (code != 0)
+        return code;
+    code = act(state == 0 ? "lock" : "restore", pid, NULL);
+    return code != 0 ? code : act(state == 0 ? "checkpoint" : "unlock", pid, NULL);
+}
+
 int main(int argc, char **argv) {
     static const char *const states[] = {"running", "locked", "checkpointed", "failed"};
     const char *text = option(argc, argv, "--pid"), *action = option(argc, argv, "--action"), *name = "?";
@@ -59,6 +69,8 @@ int main(int argc, char **argv) {
     } else if (has(argc, argv, "--get-restore-tid")) {
         if ((code = cuCheckpointProcessGetRestoreThreadId(pid, &value)) == 0)
             printf("%d\n", value);
+    } else if (has(argc, argv, "--toggle")) {
+        code = toggle(pid);
     } else if (action != NULL)
         code = act(action, pid, option(argc, argv, "--timeout"));
     if (code == 0)

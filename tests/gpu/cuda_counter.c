@@ -28,9 +28,11 @@ static int (*cuLaunchKernel)(void *function, unsigned, unsigned, unsigned, unsig
                              void **arguments, void **extra);
 static int (*cuCtxSynchronize)(void);
 
+/* What begins a program in PTX, for all devices since then; the newer one for a driver that has forgotten the older. */
+static const char *const kTargets[] = {".version 6.0\n.target sm_70\n", ".version 7.8\n.target sm_90\n"};
 /* Adds one to each of `count` numbers. */
 static const char kKernel[] =
-    ".version 6.0\n.target sm_70\n.address_size 64\n"
+    ".address_size 64\n"
     ".visible .entry increment(.param .u64 numbers, .param .u32 count)\n{\n"
     "    .reg .pred %p<2>;\n    .reg .b32 %r<7>;\n    .reg .b64 %rd<4>;\n"
     "    ld.param.u64 %rd1, [numbers];\n    ld.param.u32 %r1, [count];\n"
@@ -52,10 +54,28 @@ static int load(void) {
     for (size_t i = 0; i < sizeof(wanted) / sizeof(*wanted); ++i) {
         void *found = library != NULL ? dlsym(library, wanted[i].name) : NULL;
         if (found == NULL)
-            return 1;
+            return fprintf(stderr, "cuda-counter: %s\n", dlerror());
         memcpy(wanted[i].function, &found, sizeof(found));
     }
     return cuInit(0);
+}
+
+/* Whether it did; nobody can ask this program later what was wrong. */
+static int fails(const char *what, int code) {
+    if (code != 0)
+        fprintf(stderr, "cuda-counter: %s: error %d\n", what, code);
+    return code != 0;
+}
+
+static int load_kernel(void **module) {
+    char text[sizeof(kKernel) + 64];
+    int code = 0;
+    for (size_t i = 0; i < sizeof(kTargets) / sizeof(*kTargets); ++i) {
+        snprintf(text, sizeof(text), "%s%s", kTargets[i], kKernel);
+        if ((code = cuModuleLoadData(module, text)) == 0)
+            return 0;
+    }
+    return code;
 }
 
 static int launch(void *function, uint64_t numbers, unsigned count) {
@@ -130,9 +150,10 @@ static int count(const char *path, unsigned seed, size_t size, int is_last, cons
     uint64_t status[4] = {0, 0, 0, (uint64_t)getpid()};
     uint64_t device = 0, pattern = 0;
     void *context = NULL, *module = NULL, *increment = NULL;
-    if (load() != 0 || cuCtxCreate(&context, 0, 0) != 0 || cuMemAlloc(&device, sizeof(numbers)) != 0 ||
-        cuMemcpyHtoD(device, numbers, sizeof(numbers)) != 0 || fill(&pattern, size, seed) != 0 || cuModuleLoadData(&module, kKernel) != 0 ||
-        cuModuleGetFunction(&increment, module, "increment") != 0)
+    if (fails("the driver", load()) || fails("its context", cuCtxCreate(&context, 0, 0)) ||
+        fails("memory", cuMemAlloc(&device, sizeof(numbers))) || fails("copying", cuMemcpyHtoD(device, numbers, sizeof(numbers))) ||
+        fails("its pattern", fill(&pattern, size, seed)) || fails("its kernel", load_kernel(&module)) ||
+        fails("increment", cuModuleGetFunction(&increment, module, "increment")))
         return 1;
     if (more != NULL && do_more(more, is_last, device) != 0)
         return 1;

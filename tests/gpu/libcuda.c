@@ -170,6 +170,11 @@ EXPORT int cuDeviceGetUuid(unsigned char *uuid, int device) {
     return SUCCESS;
 }
 
+EXPORT int cuDeviceGetName(char *name, int size, int device) {
+    snprintf(name, (size_t)size, "Emulated GPU %d", device);
+    return SUCCESS;
+}
+
 EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int device) {
     struct device devices[MAX_DEVICES];
     if (device < 0 || device >= read_devices(devices))

@@ -48,6 +48,22 @@ configure_root() {
     touch "$disk/configured"
 }
 
+# What lies on other mounts of the machine than /: the overlay shows the empty folder below it.
+show_binds() {
+    local from to
+    while IFS=: read -r from to; do
+        [ -n "$from" ] || continue
+        to=$root${to:-$from}
+        if [ -d "$from" ]; then
+            mkdir -p "$to"
+        else
+            mkdir -p "${to%/*}"
+            [ -e "$to" ] || : >"$to"
+        fi
+        mount --rbind "$from" "$to"
+    done <"$disk/binds"
+}
+
 make_devices() {
     local dev=$root/dev node
     mount -t tmpfs -o mode=755,nosuid,size=4m tmpfs "$dev"
@@ -97,6 +113,7 @@ make_proc() {
 mount -t overlay -o "lowerdir=$disk/layer:$(cat "$disk/lower"),upperdir=$disk/upper,workdir=$disk/work,xino=on" \
     "testhost-$name" "$root"
 [ -e "$disk/configured" ] || configure_root
+show_binds
 make_devices
 make_proc
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"

@@ -10,13 +10,16 @@ testhost_state=/run/checkpointd-testhost
 
 testhost_usage() {
     cat <<-'USAGE'
-	./dev testhost up NAME [--no-build] [--owner PID] [--suite SUITE]
+	./dev testhost up NAME [--no-build] [--owner PID] [--suite SUITE] [--kit DIR] [--bind PATH[:TO]]...
 	    boot it; goes down by itself when PID ends. SUITE: a root of that Debian suite (trixie) in
-	    place of this machine's; exit code 77 where its packages cannot be had
+	    place of this machine's; exit code 77 where its packages cannot be had. DIR: an unpacked kit, which
+	    lies over this machine's root. PATH: a mount of this machine to be seen there, too
 	./dev testhost exec NAME -- COMMAND...              run in it; its exit code is returned
 	./dev testhost reboot NAME [--crash]                shut down (or cut the power) and boot again
 	./dev testhost down NAME                            end it and remove every trace
 	./dev testhost list                                 the hosts there are
+	./dev testhost layer                                build, and install what hosts are booted with
+	./dev testhost pack FILE                            that and a root for it, as a kit for a machine that has neither
 	USAGE
 }
 
@@ -185,16 +188,41 @@ testhost_install_layer() {
     mkdir -p "$layer"
 }
 
-# $1: the root of root.sh to boot in; empty: this machine's own.
+# $1: the root of root.sh to boot in; empty: this machine's own. $2: a kit to boot from; empty: the build folder.
 testhost_make_disk() {
+    local kit=${2:-$top/build}
     mkdir -p "$state/disk"
     mount -t tmpfs -o mode=755,size=75% "testhost-$name" "$state/disk"
     mkdir "$state/disk/upper" "$state/disk/work" "$state/disk/layer"
     # The layer must not lie below /, which is the overlay's other lower layer.
-    cp -a "$top/build/testhost-layer/." "$state/disk/layer/"
+    cp -a "$kit/testhost-layer/." "$state/disk/layer/"
     echo "${1:-/}" >"$state/disk/lower"
     [ -z "$1" ] || suite_libraries "$state/disk/layer" "$1"
+    if [ -n "$2" ]; then
+        cp -a "$kit/root" "$state/disk/root"
+        echo "$state/disk/root:/" >"$state/disk/lower"
+    fi
+    printf '%s\n' "${testhost_binds[@]}" >"$state/disk/binds"
     chmod 755 "$state/disk/layer" "$state/disk/upper"
+}
+
+# What a machine needs that has neither packages nor a way to them: the project, its libraries, systemd and all below it.
+testhost_pack() {
+    local file=${1-} root kit=$top/build/kit
+    [ -n "$file" ] || die "testhost pack: no file"
+    [[ $file = /* ]] || file=$PWD/$file
+    build_project
+    testhost_install_layer
+    root=$(suite_root trixie)
+    rm -rf "$kit"
+    mkdir "$kit"
+    cp -a "$top/build/testhost-layer" "$kit/"
+    suite_libraries "$kit/testhost-layer" "$root"
+    git -C "$top" describe --always --dirty --abbrev=12 >"$kit/commit" || echo unknown >"$kit/commit"
+    tar -c -C "$kit" testhost-layer commit --exclude "${root##*/}/var/lib/apt/*" --exclude "${root##*/}/var/lib/dpkg/info" \
+        --transform "s,^${root##*/},root,rSh" -C "${root%/*}" "${root##*/}" | xz -T0 -6 >"$file"
+    rm -rf "$kit"
+    ls -l "$file"
 }
 
 # Removes whatever is there under this name, whole or in pieces.
@@ -230,7 +258,7 @@ testhost_in_use() {
 }
 
 testhost_up() {
-    local build=yes owner='' root=''
+    local build=yes owner='' root='' kit='' testhost_binds=()
     testhost_select "${1-}"
     shift
     while [ $# -gt 0 ]; do
@@ -238,11 +266,13 @@ testhost_up() {
             --no-build) build=no ;;
             --owner) owner=$2 && shift ;;
             --suite) root=$(suite_root "$2") || exit 77; shift ;;
+            --kit) kit=$(readlink -f "$2") build=no && shift ;;
+            --bind) testhost_binds+=("$2") && shift ;;
             *) die "testhost up: unknown option $1" ;;
         esac
         shift
     done
-    [ $build = no ] && [ -d "$top/build/testhost-layer" ] || {
+    [ $build = no ] && [ -d "${kit:-$top/build}/testhost-layer" ] || {
         build_project
         testhost_install_layer
     }
@@ -252,7 +282,7 @@ testhost_up() {
     testhost_remove  # what a killed run left
     trap 'testhost_remove' EXIT
     mkdir -p "$state"
-    testhost_make_disk "$root"
+    testhost_make_disk "$root" "$kit"
     testhost_boot
     [ -z "$owner" ] || testhost_watch_owner "$owner"
     touch "$state/ready"
@@ -308,7 +338,8 @@ testhost_main() {
     local verb=${1-}
     [ $# -eq 0 ] || shift
     case $verb in
-        up | exec | reboot | down | list) "testhost_$verb" "$@" ;;
+        up | exec | reboot | down | list | pack) "testhost_$verb" "$@" ;;
+        layer) build_project && testhost_install_layer ;;
         *) testhost_usage && exit 2 ;;
     esac
 }

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Units that compute on a GPU go to disk and come back, and are never left locked. The driver is an emulation."""
 import json
+import pathlib
+import subprocess
+import tempfile
 
 import harness
 from gpu_units import (EMULATED, FIRST, HOME, MEMORY, OTHER, STATUS, Program, have_devices, have_driver, have_faults, policy,
@@ -685,13 +688,45 @@ def with_the_system(t):
     host.run("systemctl", "stop", units[1].unit)
 
 
+def script(results, *options):
+    return subprocess.Popen([harness.TOP / "tests/gpu/run", "--emulated", "--mib", "8", "--no-build", "--output", results, *options],
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def text_of(path):
+    return path.read_text() if path.exists() else ""
+
+
 @case
 def the_script_for_real_devices(t):
-    """What tests/gpu/run does on hardware, on the emulation: so it does not rot."""
+    """What tests/gpu/run does on hardware, on the emulation: so it does not rot. One proof fails, and the others are made."""
     del t
-    done = harness.run_here(str(harness.TOP / "tests/gpu/run"), "--emulated", "--mib", "8", "--no-build", timeout=180)
-    for part in ("came back with the right numbers", "left the program running and unlocked", "| snapshot |"):
-        check_in(part, done.out, "results")
+    with tempfile.TemporaryDirectory() as folder:
+        results = pathlib.Path(folder, "results.md")
+        run = script(results, "--fault", "command=checkpoint fail 2", "--images", f"{folder}/images")
+        wait_for(lambda: run.poll() is not None or "### timeout: under way" in text_of(results), "the second proof", 120)
+        check_in("### counter: proven", text_of(results), "results so far")
+        out, _ = run.communicate(timeout=240)
+        check_equal(run.returncode, 1, f"exit code ({out})")
+        for part in ("GPU: Emulated GPU 0", "driver: CUDA 13.0", f"images lie in {folder}/images", "### counter: proven",
+                     "checkpoint: checkpoint.devices |", "### timeout: proven", "left the program running and unlocked", "### training: proven",
+                     "bit for bit", "### command: FAILED", "CUDA_ERROR_OUT_OF_MEMORY", "### peer: proven", "of both (back on it) |"):
+            check_in(part, text_of(results), "results")
+
+
+@case
+def the_script_is_ended(t):
+    """What was known by then stays, and nothing else."""
+    del t
+    with tempfile.TemporaryDirectory() as folder:
+        results = pathlib.Path(folder, "results.md")
+        run = script(results, "--only", "counter")
+        wait_for(lambda: run.poll() is not None or "### counter: under way" in text_of(results), "the first proof", 120)
+        run.terminate()
+        out, _ = run.communicate(timeout=120)
+        for part in ("### test host: proven", "### counter: BROKEN OFF"):
+            check_in(part, text_of(results), f"results ({out})")
+        check(harness.Host("gpu-run-a").name not in harness.run_here(harness.DEV, "testhost", "list").out, "its test host is gone")
 
 
 @case

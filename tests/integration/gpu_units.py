@@ -4,7 +4,7 @@ units and by checkpointd-cuda as the real one would be; all else is real."""
 import json
 
 import harness
-from harness import check, check_equal
+from harness import check, check_equal, wait_for
 
 HOME = "/usr/lib/checkpointd-test-gpu"
 MEMORY = "/dev/nvidia-memory"
@@ -17,7 +17,7 @@ EMULATED = f"Environment=LD_LIBRARY_PATH={HOME}\n"
 LOOK = """import json, re, struct, sys, time
 def look(path):
     rounds, wrong, failed, pid = struct.unpack("<4Q", open(path, "rb").read(32))
-    return [rounds, wrong, failed, pid, re.search("TracerPid:\\t(\\d+)", open(f"/proc/{pid}/status").read()).group(1)]
+    return [rounds, wrong, failed, pid, re.search(r"TracerPid:\\t(\\d+)", open(f"/proc/{pid}/status").read()).group(1)]
 first, end = None, time.monotonic() + 100
 while True:
     try:
@@ -48,6 +48,8 @@ class Program:
     def start(self):
         self.host.sh(f"systemctl stop {self.unit}; systemctl reset-failed {self.unit} 2>/dev/null || true; "
                      f"rm -f {self.status}-{self.name}-*; systemctl start {self.unit}")
+        wait_for(lambda: self.host.exists(f"{self.status}-{self.name}-0") or self.host.unit(self.unit)["ActiveState"] != "active", "it begins", 150)
+        check_equal(self.host.unit(self.unit)["ActiveState"], "active", f"{self.unit} has begun (journalctl -u {self.unit})")
         self.check_counts("fresh")
         return self
 
@@ -129,16 +131,16 @@ def policy(host, **settings):
 _programs = {}
 
 
-def program(t, name="a", emulated=True, mib=8):
-    """Of the machine's own driver where it is not emulated: then its devices are there already."""
+def program(t, name="a", libraries=HOME, mib=8):
+    """`libraries`: the folder of the driver's; where it is not emulated its devices are there already."""
     host = t.host()
     if not _programs:
-        environment = EMULATED if emulated else ""
+        environment = f"Environment=LD_LIBRARY_PATH={libraries}\n"
         host.write("/etc/systemd/system/gpu@.service",
                    f"[Service]\n{environment}ExecStart={HOME}/cuda-counter {STATUS}-%i 2 {mib}\n")
-        if emulated:
+        if libraries == HOME:
             have_devices(host)
-            host.drop_in("checkpointd-cuda.service", f"[Service]\n{environment}")
+        host.drop_in("checkpointd-cuda.service", f"[Service]\n{environment}")
         host.sh("mkdir -p /run/checkpointd; touch /run/checkpointd/allow-faults")
     if name not in _programs:
         _programs[name] = Program(host, name)

@@ -128,11 +128,12 @@ def run_here(*command, check=True, input=None, timeout=120):
 class Host:
     """A test host. Commands run as root inside, in a clean environment."""
 
-    def __init__(self, name):
-        self.name = "-".join(filter(None, (name, SUITE, CHECKOUT)))
+    def __init__(self, name, options=()):
+        """`options`: more of `./dev testhost up`."""
+        self.name, self.options = "-".join(filter(None, (name, SUITE, CHECKOUT))), options
 
     def up(self):
-        done = run_here(DEV, "testhost", "up", self.name, "--no-build", "--owner", str(os.getpid()),
+        done = run_here(DEV, "testhost", "up", self.name, "--no-build", "--owner", str(os.getpid()), *self.options,
                         *(["--suite", SUITE] if SUITE else []), check=not SUITE, timeout=600)
         if done.code == 77:
             raise Skip(done.err.strip().splitlines()[-1])
@@ -212,14 +213,14 @@ class Host:
 class Suite:
     """Handed to every case as `t`."""
 
-    def __init__(self, name):
-        self.name = name
+    def __init__(self, name, host_options=()):
+        self.name, self.host_options = name, host_options
         self.hosts = {}
         self.cleanups = []
 
     def host(self, name="a"):
         if name not in self.hosts:
-            self.hosts[name] = Host(f"{self.name}-{name}")
+            self.hosts[name] = Host(f"{self.name}-{name}", self.host_options)
             try:
                 self.hosts[name].up()
             except Skip:

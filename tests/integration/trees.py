@@ -46,9 +46,13 @@ class Tree:
 
 
 class CudaTree(Tree, gpu_units.Program):
+    libraries, mib = gpu_units.HOME, 8  # where the driver's are; of each process
+
     def start(self):
-        gpu_units.have_devices(self.host)
-        return self.begin("env", f"LD_LIBRARY_PATH={gpu_units.HOME}", f"{gpu_units.HOME}/cuda-counter", f"{self.status}-{self.name}", "2", "8")
+        if self.libraries == gpu_units.HOME:
+            gpu_units.have_devices(self.host)
+        return self.begin("env", f"LD_LIBRARY_PATH={self.libraries}", f"{gpu_units.HOME}/cuda-counter", f"{self.status}-{self.name}",
+                          "2", str(self.mib))
 
 
 class KfdTree(Tree, amdgpu_units.GpuProgram):
