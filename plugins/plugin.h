@@ -92,7 +92,12 @@ struct ckptd_vma {
 struct ckptd_call {
     uint32_t size;
     uint32_t reserved;
-    uint64_t deadline_usec; /* CLOCK_MONOTONIC; UINT64_MAX: none. A call that returns later has failed */
+    /*
+     * CLOCK_MONOTONIC; UINT64_MAX: none, as transfer() of a restore has, which cancel_fd ends when complete() would be late.
+     * A call that returns later has failed, but for resume() of a checkpoint and undo(); five seconds later still the process
+     * that makes it is ended, and what stands in the journal undone.
+     */
+    uint64_t deadline_usec;
     int cancel_fd;          /* readable when nobody wants the result any more: the job was cancelled, or has failed. To be polled,
                                not read. -1: that cannot happen; resume() of a checkpoint comes after such an end as well */
     int reserved2;

@@ -26,6 +26,9 @@ class Steps {
         (void)total;
     }
 
+    // By when the step that was entered last must be over: whoever takes longer is ended. Any thread.
+    virtual std::chrono::steady_clock::time_point deadline() const { return std::chrono::steady_clock::time_point::max(); }
+
     // What the job took from the tasks is given back from now on until the next step is entered, and that may
     // take so long, whatever deadline the step before had: cut short it would leave them worse off.
     virtual void giving_back(std::chrono::microseconds most) { (void)most; }

@@ -53,6 +53,9 @@ class TimedSteps : public Steps {
         return steps_.enter(step);
     }
     void moved(uint64_t done, uint64_t total) override { steps_.moved(done, total); }
+    Clock::time_point deadline() const override {
+        return std::min(steps_.deadline(), deadline_.value_or(Clock::time_point::max()));
+    }
 
   private:
     Steps& steps_;
@@ -80,10 +83,6 @@ void set_namespaces(images::task_kobj_ids_entry& ids) {
     uint32_t id = 0;
     for (const NamespaceKind& kind : kNamespaces)
         (ids.*kind.set)(++id);
-}
-
-Clock::time_point deadline_of(const CheckpointRequest& request) {
-    return request.deadline.value_or(Clock::time_point::max());
 }
 
 std::string name_of(pid_t pid) { return fmt::format("pid {}", pid); }
@@ -162,7 +161,7 @@ CollectOptions Dump::collect_options(std::set<std::string> externals) {
     CollectOptions options{std::move(externals)};
     if (request_.plugins && request_.plugins->takes_files())
         options.ask_plugins = [this](const OpenFile& file, uint32_t id) {
-            return request_.plugins->dump_file(file.pid, file.copy, id, deadline_of(request_));
+            return request_.plugins->dump_file(file.pid, file.copy, id, steps_.deadline());
         };
     return options;
 }
@@ -185,7 +184,7 @@ Result<std::optional<std::string>> Dump::offer_mapping(pid_t pid, const images::
     offered.prot = vma.prot();
     offered.flags = vma.flags();
     offered.path = path.c_str();
-    return request_.plugins->handle_vma(pid, offered, deadline_of(request_));
+    return request_.plugins->handle_vma(pid, offered, steps_.deadline());
 }
 
 Result<void> Dump::map_pids() {
@@ -388,6 +387,8 @@ Result<void> Dump::add_shared_memory() {
 Result<void> Dump::write_memory(const images::ImageDir& dir) {
     PageImages& pages = memory_images_->pages;
     CKPT_TRY(steps_.enter("checkpoint.write"));
+    if (request_.plugins)
+        request_.plugins->start_transfer(steps_.deadline());
     CKPT_ASSIGN(std::vector<pid_t> pids, order());
     for (pid_t pid : pids)
         CKPT_TRY(write_task(dir, tasks_.at(pid)));
@@ -544,11 +545,12 @@ Result<HeldDevices> quiesce(const CheckpointRequest& request, Steps& steps, Step
     if (!request.plugins || request.plugins->empty())
         return HeldDevices();
     CKPT_ASSIGN(auto pids, members(request));
-    CKPT_TRY(request.plugins->probe(pids, deadline_of(request)));
+    CKPT_TRY(steps.enter("checkpoint.probe-devices"));
+    CKPT_TRY(request.plugins->probe(pids, steps.deadline()));
     if (request.plugins->empty())
         return HeldDevices();
     CKPT_TRY(steps.enter("checkpoint.quiesce"));
-    return HeldDevices::quiesce(*request.plugins, caller_steps, pids, deadline_of(request));
+    return HeldDevices::quiesce(*request.plugins, caller_steps, pids, steps.deadline());
 }
 
 Result<std::set<std::string>> all_externals(const CheckpointRequest& request,
@@ -648,7 +650,7 @@ Result<HeldForest> checkpoint(const CheckpointRequest& request, Steps& caller_st
     held_devices.standing(forest);
     if (request.plugins && !request.plugins->empty()) {
         CKPT_TRY(steps.enter("checkpoint.devices"));
-        CKPT_TRY(held_devices.prepare(deadline_of(request)));
+        CKPT_TRY(held_devices.prepare(steps.deadline()));
         finish_phase("devices");
     }
     CKPT_ASSIGN(std::set<std::string> externals, all_externals(request, forest));
@@ -656,11 +658,9 @@ Result<HeldForest> checkpoint(const CheckpointRequest& request, Steps& caller_st
     CKPT_ASSIGN(std::vector<pid_t> pids, dump.order());
     CKPT_TRY(dump.collect());
     finish_phase("collect");
-    if (request.plugins)
-        request.plugins->start_transfer(deadline_of(request));
     CKPT_TRY(dump.write());
     if (request.plugins)
-        CKPT_TRY(request.plugins->complete(deadline_of(request)));
+        CKPT_TRY(request.plugins->complete(steps.deadline()));
     finish_phase("write");
     stats.frozen = Clock::now() - frozen;
     auto memory = dump.take_memory();

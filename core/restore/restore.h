@@ -81,8 +81,6 @@ struct RestoreRequest {
     // By when everything must stand at its last barrier; then it fails with kTimeout like any other step.
     // Unset: never.
     std::optional<std::chrono::steady_clock::time_point> deadline;
-    // How long devices may take from then on, once until they are filled and once until they go on. Unset: for ever.
-    std::optional<std::chrono::microseconds> devices_time;
 
     Steps& steps;
 };

@@ -42,6 +42,11 @@ class OneProcess : public Backend {
             case Operation::kMemory: return devices;
             case Operation::kUsage: return usage;
             case Operation::kCopy: copy_deadline = deadline; return answer;
+            case Operation::kLock:
+                lock_ms = request.timeout_ms;
+                lock_deadline = deadline;
+                state = ProcessState::kLocked;
+                return answer;
             case Operation::kMapCheckpoint: state = ProcessState::kCheckpointing; break;
             case Operation::kMapRestore: state = ProcessState::kRestoring; break;
             case Operation::kComplete: complete(); break;
@@ -69,7 +74,8 @@ class OneProcess : public Backend {
     ProcessState state = ProcessState::kLocked;
     Answer devices = two_devices(), usage;
     bool thread_runs = false;
-    Deadline copy_deadline{};
+    Deadline copy_deadline{}, lock_deadline{};
+    uint32_t lock_ms = 0;
     std::vector<Operation> asked, without_thread;
 };
 

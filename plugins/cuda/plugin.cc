@@ -33,8 +33,8 @@ int probe(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
     return used ? (*used ? 1 : 0) : tell(call, used.error());
 }
 
-int quiesce(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
-    return tell(call, of(self).quiesce(list(pids, count)));
+int quiesce(void* self, const pid_t*, size_t, ckptd_call* call) {
+    return tell(call, of(self).quiesce(*call, deadline_of(call)));
 }
 
 int prepare(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
@@ -46,7 +46,7 @@ int transfer(void* self, ckptd_call* call) { return tell(call, of(self).transfer
 int complete(void* self, ckptd_call* call) { return tell(call, of(self).complete(deadline_of(call))); }
 
 int resume(void* self, const pid_t* pids, size_t count, ckptd_call* call) {
-    return tell(call, of(self).resume(list(pids, count), deadline_of(call)));
+    return tell(call, of(self).resume(*call, list(pids, count), deadline_of(call)));
 }
 
 int undo(const char* record, ckptd_call* call) { return tell(call, undo_recorded(record, deadline_of(call))); }

@@ -17,6 +17,13 @@ using Clock = std::chrono::steady_clock;
 
 // More than the driver needs to say that a lock's own timeout has passed, or what a state is.
 constexpr milliseconds kAnswerTime{10000};
+// What of that there is where a deadline passes: whoever kept that deadline ends us a few seconds later (job_steps.cc).
+constexpr milliseconds kGrace{2000};
+
+Process::Deadline answer_by(Process::Deadline deadline) {
+    const auto now = Clock::now();
+    return std::min(now + kAnswerTime, deadline_after(std::max(now, deadline), kGrace));
+}
 
 const char* name_of(Operation operation) {
     switch (operation) {
@@ -116,9 +123,12 @@ Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t ti
         if (request.pair_count < kMaxDevices)
             request.pairs[request.pair_count++] = pair;
     auto answered = backend_->ask(request, deadline);
-    has_late_call_ |= !answered && answered.error().kind == ErrorKind::kTimeout;
+    if (!answered && answered.error().kind == ErrorKind::kTimeout) {
+        has_late_call_ = true;
+        return fail(ErrorKind::kTimeout, object_of(pid_), fmt::format("the driver did not {} it in time", name_of(operation)));
+    }
     CKPT_ASSIGN(const Answer answer, std::move(answered));
-    CKPT_ASSIGN(const ProcessState now, state(Clock::now() + kAnswerTime));
+    CKPT_ASSIGN(const ProcessState now, state(answer_by(deadline)));
     // Of what is mapped for a checkpoint it may tell a part only; a restore compares with what there is to restore.
     if (now == wanted && (operation != Operation::kMapCheckpoint || answer.code == kSuccess)) {
         regions_ = regions_of(answer);
@@ -129,23 +139,25 @@ Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t ti
                 remedy_for(operation, answer.code));
 }
 
-Result<void> Process::lock(milliseconds timeout) {
+Result<void> Process::lock(milliseconds timeout, Deadline deadline) {
     touched_ = true;
-    return make(Operation::kLock, ProcessState::kLocked, static_cast<uint32_t>(timeout.count()), {},
-                Clock::now() + timeout + kAnswerTime);
+    const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
+    const auto most = std::clamp(timeout, milliseconds(1), std::max(left, milliseconds(1)));  // 0 is for ever
+    return make(Operation::kLock, ProcessState::kLocked, static_cast<uint32_t>(most.count()), {},
+                std::min(Clock::now() + most + kAnswerTime, deadline_after(deadline, kGrace)));
 }
 
 Result<void> Process::release_thread(const ckptd_host* host) {
     return host == nullptr ? Result<void>() : backend_->threads().run(*host, pid_, thread_);
 }
 
-Result<void> Process::hold_thread() { return backend_->threads().hold(pid_, Clock::now() + kAnswerTime); }
+Result<void> Process::hold_thread(Deadline deadline) { return backend_->threads().hold(pid_, answer_by(deadline)); }
 
 // A call that goes on keeps its thread running: it would never end otherwise.
-Result<void> Process::hold_after(Result<void> done) {
+Result<void> Process::hold_after(Result<void> done, Deadline deadline) {
     if (!done && done.error().kind == ErrorKind::kTimeout)
         return done;
-    auto held = hold_thread();
+    auto held = hold_thread(deadline);
     CKPT_TRY(done);
     return held;
 }
@@ -153,7 +165,7 @@ Result<void> Process::hold_after(Result<void> done) {
 Result<void> Process::checkpoint(const ckptd_host& host, Deadline deadline) {
     lacks_contents_ = false;
     CKPT_TRY(release_thread(&host));
-    return hold_after(make(Operation::kCheckpoint, ProcessState::kCheckpointed, 0, {}, deadline));
+    return hold_after(make(Operation::kCheckpoint, ProcessState::kCheckpointed, 0, {}, deadline), deadline);
 }
 
 Result<std::vector<Region>> Process::map(const ckptd_host& host, Deadline deadline) {
@@ -162,7 +174,7 @@ Result<std::vector<Region>> Process::map(const ckptd_host& host, Deadline deadli
     auto made = make(Operation::kMapCheckpoint, ProcessState::kCheckpointing, milliseconds_until(deadline), {}, deadline);
     if (made)
         return regions_;
-    CKPT_TRY(hold_after(std::move(made)));
+    CKPT_TRY(hold_after(std::move(made), deadline));
     return std::vector<Region>();
 }
 
@@ -190,7 +202,7 @@ Result<void> Process::copied(Deadline deadline, const Watch& watch) {
     Request request = request_for(Operation::kWait, pid_);
     request.timeout_ms = kPollMs;
     for (;;) {
-        CKPT_ASSIGN(const Answer answer, ask(request, Clock::now() + kAnswerTime));
+        CKPT_ASSIGN(const Answer answer, ask(request, answer_by(deadline)));
         if (watch.progress)
             watch.progress(answer.bytes);
         if (answer.code == kSuccess)
@@ -204,7 +216,7 @@ Result<void> Process::copied(Deadline deadline, const Watch& watch) {
 
 Result<void> Process::finish(Deadline deadline) {
     CKPT_TRY(make(Operation::kComplete, ProcessState::kCheckpointed, 0, {}, deadline));
-    return hold_thread();
+    return hold_thread(deadline);
 }
 
 // Of a helper that knows nothing of it: 0.
@@ -302,7 +314,7 @@ Result<void> Process::bring_back(const ckptd_host* host, const std::vector<GpuPa
     auto led = lead_back(host, device_map, image, deadline);
     if (led)
         touched_ = false;
-    return hold_after(std::move(led));
+    return hold_after(std::move(led), deadline);
 }
 
 }  // namespace checkpointd::cuda

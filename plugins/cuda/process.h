@@ -40,8 +40,8 @@ class Process {
     // What it has on each device; none where nobody tells.
     Result<std::optional<std::vector<Region>>> device_memory(Deadline deadline) const;
 
-    // Running to locked: what it submits from here on waits.
-    Result<void> lock(std::chrono::milliseconds timeout);
+    // Running to locked: what it submits from here on waits. `timeout` is the driver's, which has no more than is left.
+    Result<void> lock(std::chrono::milliseconds timeout, Deadline deadline);
     // Locked to checkpointed. The driver works in a thread of the process, which alone of all may run meanwhile.
     Result<void> checkpoint(const ckptd_host& host, Deadline deadline);
 
@@ -80,8 +80,8 @@ class Process {
     Result<void> end_restore(const Image& image, Deadline deadline);
     Result<ProcessState> settled(Deadline deadline);
     Result<void> release_thread(const ckptd_host* host);
-    Result<void> hold_thread();
-    Result<void> hold_after(Result<void> done);
+    Result<void> hold_thread(Deadline deadline);
+    Result<void> hold_after(Result<void> done, Deadline deadline);
 
     Backend* backend_;
     pid_t pid_;

@@ -130,6 +130,24 @@ TEST(CudaProcess, ACopyHasTheTimeThatThereIs) {
     EXPECT_EQ(driver.copy_deadline, kDeadline);
 }
 
+// 0 would be for ever.
+TEST(CudaProcess, ALockHasNoMoreTimeThanThereIs) {
+    using namespace std::chrono_literals;
+    OneProcess driver;
+    ASSERT_TRUE(driver.process().lock(10s, kDeadline));
+    EXPECT_EQ(driver.lock_ms, 10000u);
+    const auto soon = std::chrono::steady_clock::now() + 3s;
+    ASSERT_TRUE(driver.process().lock(10s, soon));
+    EXPECT_LE(driver.lock_ms, 3000u);
+    EXPECT_GE(driver.lock_ms, 1u);
+    EXPECT_LT(driver.lock_deadline, soon + 5s) << "by then its worker is ended";
+    for (auto timeout : {0s, 10s}) {
+        const auto past = std::chrono::steady_clock::now() - 1s;
+        ASSERT_TRUE(driver.process().lock(timeout, past));
+        EXPECT_EQ(driver.lock_ms, 1u);
+    }
+}
+
 class CudaFolder : public testing::Test {
   protected:
     void SetUp() override { ASSERT_NE(mkdtemp(folder_.data()), nullptr); }

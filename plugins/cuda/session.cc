@@ -22,7 +22,24 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr const char* kMoreTime = "raise timeouts.devices, or timeouts.total, in the policy";
+
 constexpr const char* kControlDevice = "/dev/nvidiactl";
+
+bool is_readable(int fd) {
+    pollfd entry{fd, POLLIN, 0};
+    return fd >= 0 && poll(&entry, 1, 0) > 0;
+}
+
+// Before a call that the driver must come to the end of: whether it is still wanted, and has time.
+Result<void> check_wanted(const ckptd_call& call, const Process& process, Session::Deadline deadline) {
+    const std::string object = fmt::format("pid {} (CUDA)", process.pid());
+    if (is_readable(call.cancel_fd))
+        return fail(ErrorKind::kCancelled, object, "nothing more was done with it: nobody wants that any more");
+    if (Clock::now() >= deadline)
+        return fail(ErrorKind::kTimeout, object, "its turn did not come in time", kMoreTime);
+    return {};
+}
 
 // Into the page cache, for as long as there is more than a half of free memory left.
 void read_ahead(int fd, int cancel_fd) {
@@ -33,8 +50,7 @@ void read_ahead(int fd, int cancel_fd) {
     const auto size = static_cast<uint64_t>(about.st_size);
     const uint64_t most = std::min(size, available_memory().value_or(0) / 2);
     for (uint64_t at = 0; at < most; at += kPiece) {
-        pollfd cancel{cancel_fd, POLLIN, 0};
-        if ((cancel_fd >= 0 && poll(&cancel, 1, 0) > 0) || readahead(fd, static_cast<off64_t>(at), kPiece) != 0)
+        if (is_readable(cancel_fd) || readahead(fd, static_cast<off64_t>(at), kPiece) != 0)
             return;
     }
 }
@@ -102,10 +118,11 @@ Result<void> Session::forget(pid_t pid, size_t but_last) {
 }
 
 // All of them, before any task stands: work that is under way may need another of them to come to its end.
-Result<void> Session::quiesce(const std::vector<pid_t>&) {
+Result<void> Session::quiesce(const ckptd_call& call, Deadline deadline) {
     for (Process& process : processes_) {
+        CKPT_TRY(check_wanted(call, process, deadline));
         CKPT_TRY(write_down(process, settings_.by_command ? UndoRecord::kByCommand : UndoRecord::kByDriver, settings_.command));
-        CKPT_TRY(process.lock(settings_.lock_timeout));
+        CKPT_TRY(process.lock(settings_.lock_timeout, deadline));
     }
     return {};
 }
@@ -144,50 +161,63 @@ Result<void> Session::take_off(Process& process, Deadline deadline) {
     return process.checkpoint(host_, deadline);
 }
 
+// `deadline` is that of all.
+Session::Deadline Session::of_one(Deadline deadline) const {
+    return std::min(deadline, Clock::now() + settings_.checkpoint_timeout);
+}
+
 // Where the driver's time passes, the policy may want that the process is not brought back: resume() does what is said here.
-Result<void> Session::in_time(const Process& process, Result<void> done) {
-    if (done || done.error().kind != ErrorKind::kTimeout || settings_.on_timeout == OnTimeout::kResume)
+Result<void> Session::in_time(const Process& process, Result<void> done, Deadline deadline) {
+    if (done || done.error().kind != ErrorKind::kTimeout)
+        return done;
+    done.error().remedy = Clock::now() >= deadline ? kMoreTime : "raise plugins.cuda.checkpoint-timeout in the policy";
+    if (settings_.on_timeout == OnTimeout::kResume)
         return done;
     late_.insert(process.pid());
     const bool leaves = settings_.on_timeout == OnTimeout::kLeave;
     done.error().message += leaves ? "; it is left as it is, as plugins.cuda.on-timeout says"
                                    : "; it is ended, as plugins.cuda.on-timeout says";
     if (leaves)
-        done.error().remedy = facts_.stores ? "restart the unit"
-                                            : fmt::format("cuda-checkpoint --toggle --pid {}, or restart the unit", process.pid());
+        done.error().remedy += facts_.stores ? "; restart the unit"
+                                             : fmt::format("; cuda-checkpoint --toggle --pid {}, or restart the unit", process.pid());
     return done;
+}
+
+// Of all that the processes have on devices.
+void Session::tell_progress(const ckptd_call& call, pid_t pid, uint64_t bytes) {
+    moved_[pid] = bytes;
+    uint64_t done = 0, total = 0;
+    for (const Process& process : processes_)
+        total += facts_.usage.bytes_of(process.pid());
+    for (const auto& [one, moved] : moved_)
+        done += moved;
+    call.progress(&call, done, total);
 }
 
 // One after the other they are mapped, while those that are copy. Children are completed before their parents. Only what
 // is completed has let go of the device, so none of this can be left for later, when their memory is written.
 Result<void> Session::prepare(const std::vector<pid_t>& pids, const ckptd_call& call, Deadline deadline) {
-    if (purpose_ == CKPTD_CHECKPOINT)
-        CKPT_TRY(check_newcomers(pids, processes_));
-    for (Process& process : processes_)
-        if (purpose_ == CKPTD_CHECKPOINT)
-            CKPT_TRY(in_time(process, take_off(process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout))));
-    return finish_copies(call);
+    if (purpose_ == CKPTD_RESTORE)
+        return {};
+    CKPT_TRY(check_newcomers(pids, processes_));
+    for (Process& process : processes_) {
+        CKPT_TRY(check_wanted(call, process, deadline));
+        CKPT_TRY(in_time(process, take_off(process, of_one(deadline)), deadline));
+        tell_progress(call, process.pid(), stored_.contains(process.pid()) ? 0 : facts_.usage.bytes_of(process.pid()));
+    }
+    return finish_copies(call, deadline);
 }
 
-Result<void> Session::finish_copies(const ckptd_call& call) {
-    uint64_t total = 0;
-    for (const auto& [pid, stored] : stored_)
-        total += facts_.usage.bytes_of(pid);
+Result<void> Session::finish_copies(const ckptd_call& call, Deadline deadline) {
     for (auto process = processes_.rbegin(); process != processes_.rend(); ++process) {
         auto found = stored_.find(process->pid());
         if (found == stored_.end())
             continue;
         Stored& stored = found->second;
-        Watch watch{call.cancel_fd, [&](uint64_t bytes) {
-                        stored.copied = bytes;
-                        uint64_t done = 0;
-                        for (const auto& [pid, one] : stored_)
-                            done += one.copied;
-                        call.progress(&call, done, total);
-                    }};
-        CKPT_TRY(in_time(*process, process->copied(stored.deadline, watch)));
+        const Watch watch{call.cancel_fd, [&](uint64_t bytes) { tell_progress(call, process->pid(), bytes); }};
+        CKPT_TRY(in_time(*process, process->copied(stored.deadline, watch), deadline));
         CKPT_TRY(stored.file.end());
-        CKPT_TRY(in_time(*process, process->finish(stored.deadline)));
+        CKPT_TRY(in_time(*process, process->finish(stored.deadline), deadline));
     }
     return {};
 }
@@ -278,7 +308,7 @@ Result<void> Session::resume(Process& process, Deadline deadline) {
         leave_or_end(process);
         return {};
     }
-    auto back = bring_back(process, std::min(deadline, Clock::now() + settings_.checkpoint_timeout));
+    auto back = bring_back(process, of_one(deadline));
     if (!back && back.error().kind == ErrorKind::kTimeout)
         back = give_up_on(process, std::move(back).error(), deadline);
     CKPT_TRY(std::move(back));
@@ -288,15 +318,22 @@ Result<void> Session::resume(Process& process, Deadline deadline) {
     return {};
 }
 
-Result<void> Session::resume(const std::vector<pid_t>& pids, Deadline deadline) {
+// A restore ends with the first that does not come back, or with the wish of whoever began it; of a checkpoint all come
+// back that can.
+Result<void> Session::resume(const ckptd_call& call, const std::vector<pid_t>& pids, Deadline deadline) {
     if (purpose_ == CKPTD_RESTORE) {
         CKPT_TRY(find_restored(pids, deadline));
-        CKPT_TRY(begin_restores(std::min(deadline, Clock::now() + settings_.checkpoint_timeout)));
+        CKPT_TRY(begin_restores(of_one(deadline)));
     }
     std::vector<Error> failures;
-    for (auto process = processes_.rbegin(); process != processes_.rend(); ++process)
+    for (auto process = processes_.rbegin(); process != processes_.rend(); ++process) {
+        if (purpose_ == CKPTD_RESTORE)
+            CKPT_TRY(check_wanted(call, *process, deadline));
         if (auto back = resume(*process, deadline); !back)
             failures.push_back(std::move(back).error());
+        if (purpose_ == CKPTD_RESTORE && !failures.empty())
+            break;
+    }
     if (failures.size() == 1)
         return tl::unexpected(std::move(failures.front()));
     return all_blockers("CUDA", "could not be brought back", std::move(failures));

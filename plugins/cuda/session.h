@@ -27,18 +27,17 @@ class Session {
     static Result<std::unique_ptr<Session>> open(const ckptd_host& host, ckptd_purpose purpose);
 
     Result<bool> probe(const std::vector<pid_t>& pids, Deadline deadline);
-    Result<void> quiesce(const std::vector<pid_t>& pids);
+    Result<void> quiesce(const ckptd_call& call, Deadline deadline);
     Result<void> prepare(const std::vector<pid_t>& pids, const ckptd_call& call, Deadline deadline);
     Result<void> transfer(const ckptd_call& call);
     Result<void> complete(Deadline deadline);
-    Result<void> resume(const std::vector<pid_t>& pids, Deadline deadline);
+    Result<void> resume(const ckptd_call& call, const std::vector<pid_t>& pids, Deadline deadline);
 
   private:
     // Device memory of one process, on its way to or from its file.
     struct Stored {
         DeviceFile file;
         Deadline deadline;
-        uint64_t copied = 0;  // bytes
     };
     Session(const ckptd_host& host, ckptd_purpose purpose, Settings settings)
         : host_(host), purpose_(purpose), settings_(std::move(settings)) {}
@@ -48,8 +47,10 @@ class Session {
     Result<void> map(Process& process, Deadline deadline);
     Result<void> take_off(Process& process, Deadline deadline);
     Result<void> start_copy(Process& process, std::vector<Region> regions, Deadline deadline);
-    Result<void> in_time(const Process& process, Result<void> done);
-    Result<void> finish_copies(const ckptd_call& call);
+    Deadline of_one(Deadline deadline) const;
+    Result<void> in_time(const Process& process, Result<void> done, Deadline deadline);
+    void tell_progress(const ckptd_call& call, pid_t pid, uint64_t bytes);
+    Result<void> finish_copies(const ckptd_call& call, Deadline deadline);
     Result<Image> image_of(pid_t pid);
     Result<void> begin_restores(Deadline deadline);
     Result<void> find_restored(const std::vector<pid_t>& pids, Deadline deadline);
@@ -68,6 +69,7 @@ class Session {
     CheckpointFacts facts_;
     RestoreFacts image_;
     std::map<pid_t, Stored> stored_;
+    std::map<pid_t, uint64_t> moved_;  // bytes
 };
 
 }  // namespace checkpointd::cuda

@@ -15,6 +15,13 @@ namespace {
 
 // Of some files of CRIU's plugins.
 constexpr std::string_view kCriuPrefix = "gpu-";
+// Who notices himself that his time is over knows more of it.
+constexpr std::chrono::seconds kOwnWord{1};
+
+tl::unexpected<Error> too_late(const std::string& plugin, const char* step) {
+    return fail(ErrorKind::kTimeout, fmt::format("plugin '{}'", plugin), fmt::format("took too long to {}", step),
+                "allow more time in timeouts: of the policy");
+}
 
 }  // namespace
 
@@ -197,6 +204,9 @@ Result<int> Plugins::Session::call(const char* step, Deadline deadline, int canc
                                    const Method& method) {
     PluginCall call(deadline, cancel_fd, options_.progress);
     const int answer = method(table(), self_, &call.raw);
+    const bool can_be_late = cancel_fd >= 0;  // else what is given back is welcome at any time
+    if (answer >= 0 && call.errors.empty() && can_be_late && std::chrono::steady_clock::now() > deadline)
+        return too_late(name(), step);
     if (answer >= 0 && call.errors.empty())
         return answer;
     Error error = call.failure(name(), step);
@@ -225,22 +235,27 @@ Result<void> Plugins::Session::resume(const std::vector<pid_t>& pids, ThreadCont
 void Plugins::Session::start_transfer(Deadline deadline) {
     if (table().transfer == nullptr)
         return;
-    transfer_.emplace([this, deadline] {
+    transfer_.emplace(std::packaged_task<Result<int>()>([this, deadline] {
         auto done = call("transfer", deadline, [](const ckptd_plugin& plugin, void* self, ckptd_call* raw) {
             return plugin.transfer(self, raw);
         });
         if (channel_)
             channel_->no_more_receivers();
         return done;
-    });
+    }));
 }
 
-Result<void> Plugins::Session::join_transfer() {
+Result<void> Plugins::Session::join_transfer(Deadline deadline) {
     if (!transfer_)
         return {};
-    transfer_->thread.join();
-    Result<int> result = std::move(transfer_->result);
+    const Deadline end = deadline_after(deadline, kOwnWord);
+    const bool is_late = end != Deadline::max() && transfer_->result.wait_until(end) != std::future_status::ready;
+    if (is_late)
+        cancellation_.stop();
+    Result<int> result = transfer_->result.get();
     transfer_.reset();
+    if (is_late)
+        return too_late(name(), "transfer");
     CKPT_TRY(result);
     return {};
 }

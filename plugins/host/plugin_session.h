@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -47,7 +48,8 @@ class Plugins::Session {
     Result<void> resume(const std::vector<pid_t>& pids, ThreadControl* tracer, Deadline deadline);
     void start_transfer(Deadline deadline);
     bool is_transferring() const { return transfer_.has_value(); }
-    Result<void> join_transfer();
+    // Stops it, which is a failure, if it has not ended by then.
+    Result<void> join_transfer(Deadline deadline = Deadline::max());
     // Of all records that it has in the journal.
     std::chrono::microseconds undo_time() const;
     // Whether it reads this file of the image by read_contents() alone.
@@ -62,8 +64,8 @@ class Plugins::Session {
 
   private:
     struct Transfer {
-        explicit Transfer(std::function<Result<int>()> work) : thread([this, work = std::move(work)] { result = work(); }) {}
-        Result<int> result = 0;
+        explicit Transfer(std::packaged_task<Result<int>()> work) : result(work.get_future()), thread(std::move(work)) {}
+        std::future<Result<int>> result;
         std::jthread thread;
     };
 

@@ -65,7 +65,7 @@ Result<PluginFile> Plugins::find(const std::string& name) const {
 Result<void> Plugins::open(const PluginFile& file, ckptd_purpose purpose, bool is_needed) {
     CKPT_ASSIGN(PluginLibrary library, PluginLibrary::load(file));
     auto session = std::make_unique<Session>(library, options_, cancellation_, purpose);
-    CKPT_ASSIGN(const bool has_device, session->open(Deadline::max()));
+    CKPT_ASSIGN(const bool has_device, session->open(options_.open_by));
     if (has_device)
         sessions_.push_back(std::move(session));
     else if (is_needed)
@@ -182,7 +182,7 @@ void Plugins::start_transfer(Deadline deadline) {
 Result<void> Plugins::complete(Deadline deadline) {
     Result<void> joined;
     for (const auto& session : sessions_) {
-        auto own = session->join_transfer();
+        auto own = session->join_transfer(deadline);
         if (!joined || own)
             continue;
         cancellation_.stop();

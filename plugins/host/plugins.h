@@ -34,6 +34,7 @@ struct PluginOptions {
     std::map<std::string, PluginPolicy> policy;  // by name; plugins that are not named are enabled
     int image_dir_fd = -1;                       // borrowed
     Journal* journal = nullptr;                  // borrowed; without one nothing survives our death
+    std::chrono::steady_clock::time_point open_by = std::chrono::steady_clock::time_point::max();
     int cancel_fd = -1;  // borrowed; readable from when the job was cancelled on
     std::function<void(uint64_t done, uint64_t total)> progress;
 };
@@ -80,8 +81,8 @@ class Plugins {
     Result<void> probe(const std::vector<pid_t>& pids, Deadline deadline);
     Result<void> quiesce(const std::vector<pid_t>& pids, Deadline deadline);
     Result<void> prepare(const std::vector<pid_t>& pids, ThreadControl* control, Deadline deadline);
-    // In a thread of its own per plugin. complete() waits for all of them, to their end or to the
-    // first failure.
+    // In a thread of its own per plugin. complete() waits for all of them, to their end, to the first failure or to its
+    // deadline.
     void start_transfer(Deadline deadline);
     Result<void> complete(Deadline deadline);
     // Of a checkpoint: of all that were quiesced, the last one first, whatever has become of them;

@@ -110,6 +110,47 @@ TEST_F(SamplePlugin, WhateverFailsInARestoreNothingIsLeft) {
     }
 }
 
+// Of one step nobody has any time; from another on there is half a second.
+class Hurried : public SilentSteps {
+  public:
+    explicit Hurried(std::string step, std::chrono::milliseconds time = std::chrono::milliseconds(-1))
+        : step_(std::move(step)), time_(time) {}
+    Result<void> enter(std::string_view step) override {
+        if (step == step_)
+            deadline_ = std::chrono::steady_clock::now() + time_;
+        else if (time_.count() < 0)
+            deadline_ = Plugins::Deadline::max();
+        return {};
+    }
+    Plugins::Deadline deadline() const override { return deadline_; }
+
+  private:
+    std::string step_;
+    std::chrono::milliseconds time_;
+    Plugins::Deadline deadline_ = Plugins::Deadline::max();
+};
+
+TEST_F(SamplePlugin, HasTheDeadlineOfTheStepAndHasFailedWhereItIsLate) {
+    const std::pair<const char*, const char*> expected[] = {
+        {"checkpoint.probe-devices", "took too long to carry this"},
+        {"checkpoint.quiesce", "took too long to quiesce"},
+        {"checkpoint.devices", "the device thread does not answer"},  // it looks at its deadline itself
+        {"checkpoint.device-files", "took too long to dump a file"},
+        {"checkpoint.finish", "took too long to"}};
+    for (const auto& [step, told] : expected) {
+        auto plugins = Plugins::for_checkpoint(options());
+        ASSERT_TRUE(plugins);
+        Hurried steps(step);
+        auto held = dump(plugins->get(), steps);
+        ASSERT_FALSE(held) << step;
+        EXPECT_EQ(held.error().kind, ErrorKind::kTimeout) << step;
+        EXPECT_THAT(held.error().text(), HasSubstr(told)) << step;
+        EXPECT_EQ(log().back() == "resume", step != std::string("checkpoint.probe-devices")) << step;
+        expect_running_and_unparked();
+        clear_image();
+    }
+}
+
 // A deadline that passes while the tasks are built is not that of their devices.
 TEST_F(SamplePlugin, DevicesHaveATimeOfTheirOwnInARestore) {
     struct Late : SilentSteps {
@@ -130,7 +171,6 @@ TEST_F(SamplePlugin, DevicesHaveATimeOfTheirOwnInARestore) {
     request.image_dir_fd = image_.get();
     request.plugins = plugins->get();
     request.deadline = late.deadline;
-    request.devices_time = std::chrono::minutes(5);
     RestoreStats stats;
     auto built = build_forest(request, stats);
     ASSERT_TRUE(built) << built.error().text();
@@ -240,6 +280,32 @@ TEST_F(Transferring, EndsAtOnceWhereTheJobIsCancelled) {
     EXPECT_THAT(log(), ElementsAre("open", "probe", "quiesce", "prepare", "transfer waits",
                                    "transfer is stopped", "resume"));
     expect_running_and_unparked();
+}
+
+TEST_F(Transferring, EndsWhereItsTimeIsOver) {
+    const std::chrono::milliseconds half(500);
+    auto plugins = Plugins::for_checkpoint(waiting());
+    ASSERT_TRUE(plugins);
+    Hurried hurried("checkpoint.write", half);
+    auto held = dump(plugins->get(), hurried);
+    ASSERT_FALSE(held);
+    EXPECT_EQ(held.error().kind, ErrorKind::kTimeout) << held.error().text();
+    EXPECT_THAT(log(), ElementsAre("open", "probe", "quiesce", "prepare", "transfer waits",
+                                   "transfer is stopped", "resume"));
+    expect_running_and_unparked();
+    plugins->reset();
+    clear_image();
+    dump_and_kill();
+    (void)log();
+    auto restored = plugins_for_image(waiting(), Plugins::Deadline::max());
+    ASSERT_TRUE(restored) << restored.error().text();
+    Hurried late("restore.complete-devices", half);
+    auto built = build(restored->get(), late);
+    ASSERT_FALSE(built);
+    EXPECT_EQ(built.error().kind, ErrorKind::kTimeout) << built.error().text();
+    restored->reset();
+    EXPECT_THAT(log(), ElementsAre("open", "probe", "prepare", "transfer waits", "transfer is stopped", "close"));
+    EXPECT_EQ(kill(pid_, 0), -1);
 }
 
 TEST_F(Transferring, IsNotDisturbedWhereNothingFails) {

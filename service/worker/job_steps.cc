@@ -10,6 +10,7 @@
 
 #include <fmt/core.h>
 
+#include "plugins/host/deadline.h"
 #include "service/event_loop.h"
 
 namespace checkpointd {
@@ -28,12 +29,14 @@ struct Entry {
 // The longest prefix wins. From a step that moves memory to the next one progress follows the bytes; what comes
 // between two of those shows as much as the first.
 constexpr double kMemoryShare = 0.6;
+constexpr double kLateShare = 0.02;  // of devices that are resumed
 constexpr std::array kCheckpoint{
     Entry{"checkpoint.", Phase::kCollect, 0.10},
     Entry{"checkpoint.resolve", Phase::kPrepare, 0.00},
     Entry{"checkpoint.create-image", Phase::kPrepare, 0.02},
     Entry{"units.stop.", Phase::kPrepare, 0.03},
     Entry{"checkpoint.tell", Phase::kTell, 0.06},
+    Entry{"checkpoint.probe-devices", Phase::kDevices, 0.06},
     Entry{"checkpoint.quiesce", Phase::kDevices, 0.06},
     Entry{"checkpoint.devices", Phase::kDevices, 0.09},
     Entry{"checkpoint.freeze", Phase::kFreeze, 0.07},
@@ -209,7 +212,7 @@ void JobSteps::moved(uint64_t done, uint64_t total) {
     message_.bytes_total = total;
     const double start = place_of(request_.type, message_.step).progress;
     const double share = total ? static_cast<double>(done) / static_cast<double>(total) : 0;
-    const double share_of_job = request_.type == JobType::kCheckpoint ? kMemoryShare : 0.5;
+    const double share_of_job = start > 0.5 ? kLateShare : request_.type == JobType::kCheckpoint ? kMemoryShare : 0.5;
     message_.progress = std::max(message_.progress, start + share_of_job * std::min(share, 1.0));
     if (done == total || monotonic_usec() - last_report_ >= kReportInterval) report();
 }
@@ -235,10 +238,17 @@ void JobSteps::begin_undo(Microseconds time) {
 
 std::chrono::steady_clock::time_point JobSteps::deadline_of(Phase phase) const {
     using std::chrono::steady_clock;
+    std::lock_guard lock(mutex_);
     const uint64_t now = monotonic_usec();
-    const uint64_t at = std::min(add_span(now, request_.policy.timeout(phase)), total_deadline_);
+    const uint64_t phase_end = phase == phase_ ? phase_deadline_ : add_span(now, request_.policy.timeout(phase));
+    const uint64_t at = std::min(phase_end, total_deadline_);
     if (at == UINT64_MAX) return steady_clock::now() + std::chrono::hours(24 * 365);
     return steady_clock::now() + std::chrono::microseconds(at > now ? at - now : 0);
+}
+
+std::chrono::steady_clock::time_point JobSteps::deadline() const {
+    std::lock_guard lock(mutex_);
+    return to_deadline(std::min(phase_deadline_, total_deadline_));
 }
 
 std::vector<StepTime> JobSteps::times() const {

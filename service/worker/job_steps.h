@@ -32,6 +32,7 @@ class JobSteps : public Steps {
     Result<void> enter(std::string_view step) override;
     void moved(uint64_t done, uint64_t total) override;
     void giving_back(Microseconds most) override;
+    std::chrono::steady_clock::time_point deadline() const override;
 
     // From here on there is no way back: cancelling and deadlines are not honoured any more.
     void no_way_back();
@@ -39,7 +40,7 @@ class JobSteps : public Steps {
     void begin_undo(Microseconds time);
     // Readable from when the job was cancelled on, nobody reads from it; -1 before arm().
     int cancel_fd() const { return cancel_.get(); }
-    // When the phase of `step` must be over; for calls that take a deadline of their own.
+    // When that phase must be over, which is the present one or begins now; for calls that take a deadline of their own.
     std::chrono::steady_clock::time_point deadline_of(Phase phase) const;
 
     // How long each step took so far.

@@ -146,6 +146,29 @@ TEST(JobSteps, DeadlinesArePerPhaseAndInAll) {
     EXPECT_NE(hurried.enter("checkpoint.memory").error().text().find("\"total\""), std::string::npos);
 }
 
+// To whoever takes a deadline of his own, such as a driver's call.
+TEST(JobSteps, SaysByWhenAStepMustBeOver) {
+    using std::chrono::steady_clock;
+    auto request = request_for();
+    request.policy.timeouts[Phase::kDevices] = std::chrono::hours(1);
+    request.policy.timeouts[Phase::kFreeze] = kForever;
+    request.policy.timeouts[Phase::kTotal] = std::chrono::hours(2);
+    JobSteps steps(request);
+    ASSERT_TRUE(steps.enter("checkpoint.probe-devices"));
+    const auto first = steps.deadline();
+    EXPECT_LE(first, steady_clock::now() + std::chrono::hours(1));
+    EXPECT_GT(first, steady_clock::now() + std::chrono::minutes(50));
+    std::this_thread::sleep_for(milliseconds(20));
+    ASSERT_TRUE(steps.enter("checkpoint.quiesce"));
+    EXPECT_EQ(steps.deadline(), first) << "the phase is the same";
+    EXPECT_LE(steps.deadline_of(Phase::kDevices), first + milliseconds(1));
+    ASSERT_TRUE(steps.enter("checkpoint.freeze"));
+    EXPECT_GT(steps.deadline(), steady_clock::now() + std::chrono::minutes(110)) << "that of the whole job";
+    EXPECT_LE(steps.deadline(), steady_clock::now() + std::chrono::hours(2));
+    request.policy.timeouts[Phase::kTotal] = kForever;
+    EXPECT_EQ(JobSteps(request).deadline(), steady_clock::time_point::max());
+}
+
 TEST(JobSteps, ProgressOnlyRises) {
     for (JobType type : {JobType::kCheckpoint, JobType::kRestore}) {
         test::TemporaryDir dir;
@@ -167,7 +190,11 @@ TEST(JobSteps, ProgressOnlyRises) {
         for (size_t i = 1; i < heard.size(); ++i) EXPECT_GE(heard[i].progress, heard[i - 1].progress);
         EXPECT_EQ(heard[6].bytes, 100u);
         EXPECT_EQ(heard[7].step, "checkpoint.mark-ready");
-        ASSERT_EQ(steps.times().size(), 7u);
+        ASSERT_TRUE(steps.enter("restore.resume-devices"));
+        steps.moved(100, 100);
+        channel->receive();
+        EXPECT_LE(heard.back().progress, 1.0);
+        ASSERT_EQ(steps.times().size(), 8u);
     }
 }
 

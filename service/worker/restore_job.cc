@@ -152,7 +152,7 @@ Result<void> RestoreJob::open_image() {
     CKPT_TRY(check_fresh());
     CKPT_ASSIGN(plugins_,
                 plugins_for_image(plugin_options(request_, journal_, steps_, image_->fd()),
-                                  steps_.deadline_of(Phase::kPrepare)));
+                                  steps_.deadline()));
     return begin_pages_check();
 }
 
@@ -279,8 +279,6 @@ RestoreRequest RestoreJob::engine_request() {
     // systemd believes no answer to a reload that is dated before its request.
     request.clocks_may_lag = facts_.type != "notify-reload";
     request.deadline = steps_.deadline_of(Phase::kRebuild);
-    if (const Microseconds devices = request_.policy.timeout(Phase::kDevices); devices != kForever)
-        request.devices_time = devices;
     return request;
 }
 

@@ -16,8 +16,10 @@
  *
  * Faults: /dev/nvidia-memory/.faults has lines "CALL delay MS", "CALL fail CODE", "CALL fail-after CODE" (it was done
  * nevertheless), "CALL fail-once CODE" (and no fault is left), "CALL hang" (as long as the line is there, and so long there is
- * /dev/nvidia-memory/.in-CALL); CALL is init, lock, checkpoint, restore, unlock, map, describe (what is mapped), copy (a
- * piece) or complete. Devices: /dev/nvidia-memory/.devices has a UUID (32 hex digits) and MiB per line; without it there is one
+ * /dev/nvidia-memory/.in-CALL), "lock busy MS" (work in flight goes on for so long); CALL is init, thread (which one it is),
+ * state-locked and so on (asking for the state of who is), lock, checkpoint, restore, unlock, map, describe (what is mapped),
+ * copy (a piece) or complete. With a PID at the end, as in "lock hang 1 4711", only calls for that process, which those of
+ * init, describe and copy are not. Devices: /dev/nvidia-memory/.devices has a UUID (32 hex digits) and MiB per line; without it there is one
  * with 1024 MiB. /dev/nvidia-memory/.version has the version; without it that is 13000.
  */
 #include <dirent.h>
@@ -533,9 +535,13 @@ static int look(struct remote *remote) { return copy_out(remote, 0, &remote->sta
 
 #define SET(remote, field, value) copy_in(remote, offsetof(struct fake_cuda, field), value)
 
+/* The process that a call of this thread is about. */
+static _Thread_local int subject;
+
 static int find_process(int pid, struct remote *remote) {
     char path[64], line[512];
     Dl_info info;
+    subject = pid;
     snprintf(path, sizeof(path), "/proc/%d/maps", pid);
     FILE *maps = fopen(path, "re");
     uint64_t base = 0;
@@ -562,12 +568,15 @@ static int find_in_state(int pid, int state, struct remote *remote) {
 /* What the test wants of this call: 0 nothing. */
 static int fault(const char *call, const char *kind) {
     char name[20], what[20];
-    int value = 0, found = 0;
+    int found = 0;
     FILE *faults = fopen(MEMORY "/.faults", "re");
     char line[80];
-    while (faults != NULL && found == 0 && fgets(line, sizeof(line), faults) != NULL)
-        if (sscanf(line, "%19s %19s %d", name, what, &value) >= 2 && strcmp(name, call) == 0 && strcmp(what, kind) == 0)
+    while (faults != NULL && found == 0 && fgets(line, sizeof(line), faults) != NULL) {
+        int value = 0, pid = 0;
+        if (sscanf(line, "%19s %19s %d %d", name, what, &value, &pid) >= 2 && strcmp(name, call) == 0 &&
+            strcmp(what, kind) == 0 && (pid == 0 || pid == subject))
             found = value != 0 ? value : 1;
+    }
     if (faults != NULL)
         fclose(faults);
     return found;
@@ -604,14 +613,16 @@ EXPORT int cuCheckpointProcessGetRestoreThreadId(int pid, int *tid) {
     struct remote remote;
     const int code = find_process(pid, &remote);
     *tid = code == SUCCESS ? remote.state.thread : 0;
-    return code;
+    return code == SUCCESS ? before("thread") : code;
 }
 
 EXPORT int cuCheckpointProcessGetState(int pid, int *state) {
+    static const char *const calls[] = {"state-running", "state-locked", "state-checkpointed", "state-failed",
+                                        "state-checkpointing", "state-restoring"};
     struct remote remote;
     const int code = find_process(pid, &remote);
     *state = code == SUCCESS ? remote.state.state : 0;
-    return code;
+    return code == SUCCESS ? before(calls[remote.state.state]) : code;
 }
 
 EXPORT int cuCheckpointProcessLock(int pid, const uint32_t *args) {
@@ -622,10 +633,10 @@ EXPORT int cuCheckpointProcessLock(int pid, const uint32_t *args) {
     if ((code = before("lock")) != SUCCESS)
         return code;
     SET(&remote, gate, 1);
-    const uint64_t end = args[0] != 0 ? now_ms() + args[0] : UINT64_MAX;
-    while (look(&remote) == 0 && remote.state.busy != 0 && now_ms() < end)
+    const uint64_t end = args[0] != 0 ? now_ms() + args[0] : UINT64_MAX, idle = now_ms() + (uint64_t)fault("lock", "busy");
+    while (look(&remote) == 0 && (remote.state.busy != 0 || now_ms() < idle) && now_ms() < end)
         usleep(200);
-    if (remote.state.busy != 0) {
+    if (remote.state.busy != 0 || now_ms() < idle) {
         SET(&remote, gate, 0);
         return TIMEOUT;
     }
@@ -817,6 +828,7 @@ static int begin_storage(struct remote *remote, int command, struct storage_info
 EXPORT int cuCheckpointOperationComplete(struct operation *operation) {
     if (operation < operations || operation >= operations + MAX_OPERATIONS || !operation->is_open)
         return INVALID_VALUE;
+    subject = operation->remote.pid;
     int code = before("complete");
     if (code != SUCCESS)
         return code;

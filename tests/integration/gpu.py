@@ -7,8 +7,8 @@ import subprocess
 import tempfile
 
 import harness
-from gpu_units import (EMULATED, FIRST, HOME, MEMORY, OTHER, STATUS, Program, have_devices, have_driver, have_faults, policy,
-                       program, uuid)
+from gpu_units import (DOWN_STEPS, EMULATED, FIRST, HOME, MEMORY, OTHER, STATUS, UP_STEPS, Program, have_devices, have_driver,
+                       have_faults, policy, program, uuid)
 from harness import SOAK, case, check, check_equal, check_in, wait_for
 
 @case
@@ -110,12 +110,53 @@ def whatever_the_driver_answers(t):
 @case
 def a_dead_worker_leaves_nothing_locked(t):
     unit = program(t)
-    steps = ("checkpoint.quiesce", "checkpoint.freeze", "checkpoint.seize", "checkpoint.devices", "checkpoint.collect",
-             "checkpoint.memory", "checkpoint.commit")
-    unit.check_dead_workers((step, action) for step in steps for action in ("kill", "fail"))
-    since = unit.look()
-    unit.refuse("checkpoint", "--mode", "snapshot", "--x-fault", "step=checkpoint.resume-devices,action=kill")
-    unit.check_counts("killed while the devices are resumed", since)
+    others = ("checkpoint.freeze", "checkpoint.seize", "checkpoint.collect", "checkpoint.memory", "checkpoint.commit")
+    unit.check_dead_workers((step, action) for step in DOWN_STEPS[:-1] + others for action in ("kill", "fail"))
+    for action in ("kill", "fail"):
+        since = unit.look()
+        unit.refuse("checkpoint", "--mode", "snapshot", "--x-fault", f"step={DOWN_STEPS[-1]},action={action}")
+        unit.check_counts(f"{action} while the devices are resumed", since)
+        unit.check_no_trace(f"{action} while the devices are resumed")
+
+
+def steps_of(host, *verb):
+    """Of a job that goes well, those that plugins have added."""
+    job = host.run("crctl", *verb, "--json", timeout=180).json()["Id"]
+    result = json.loads(host.read(f"/run/checkpointd/jobs/{job}/result.json"))
+    return {one["step"] for one in result["steps"] if "device" in one["step"] or "quiesce" in one["step"]}
+
+
+@case
+def every_step_of_devices_is_gone_through(t):
+    """Into those of the two lists faults are injected, here and in amdgpu.py."""
+    unit = program(t)
+    check_equal(steps_of(unit.host, "checkpoint", unit.unit, "--mode", "snapshot"), set(DOWN_STEPS), "steps of a snapshot")
+    check_equal(steps_of(unit.host, "checkpoint", unit.unit), set(DOWN_STEPS[:-1]), "steps of a checkpoint")
+    check_equal(steps_of(unit.host, "restore", unit.unit), set(UP_STEPS), "steps of a restore")
+
+
+@case
+def a_step_of_devices_that_hangs(t):
+    """The time of the phase ends the worker, and whoever undoes gives back what it had."""
+    unit = program(t)
+    policy(unit.host, timeouts="{devices: 1s}")
+    for step, *way in ((DOWN_STEPS[2],), (DOWN_STEPS[3], "--mode", "snapshot"), (DOWN_STEPS[0],), (DOWN_STEPS[1],))[:4 if SOAK else 2]:
+        since = unit.look()
+        unit.refuse("checkpoint", *way, "--x-fault", f"step={step},action=hang")
+        unit.check_counts(f"{step} hangs", since)
+        unit.check_no_trace(f"{step} hangs")
+    policy(unit.host, enabled="yes")
+    unit.crctl("checkpoint")
+    policy(unit.host, timeouts="{devices: 1s}")
+    for step in UP_STEPS[::-1] if SOAK else UP_STEPS[2:]:
+        unit.refuse("restore", "--x-fault", f"step={step},action=hang")
+        wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{step} hangs: inactive")
+        unit.check_no_trace(f"{step} hangs")
+        unit.host.sh(f"rm -f {MEMORY}/[0-9]*")
+    policy(unit.host, enabled="yes")
+    unit.refuse("restore", "--x-fault", f"step={UP_STEPS[0]},action=enospc")
+    unit.crctl("restore")
+    unit.check_counts("restored in the end", since)
 
 
 @case
@@ -127,7 +168,7 @@ def a_restore_that_fails_leaves_nothing(t):
     check_in("CUDA_ERROR_OUT_OF_MEMORY", unit.refuse("restore"), "what is told")
     have_faults(unit.host)
     unit.check_down("no memory")
-    for step in ("restore.devices", "restore.complete-devices", "restore.resume-devices", "restore.memory", "restore.commit"):
+    for step in UP_STEPS + ("restore.memory", "restore.commit"):
         for action in ("kill", "fail"):
             unit.refuse("restore", "--x-fault", f"step={step},action={action}")
             wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{step}: inactive")
@@ -588,6 +629,45 @@ def what_the_policy_says_of_one_that_takes_too_long(t):
     unit.host.sh(f"systemctl stop {unit.unit}; rm -f {MEMORY}/[0-9]*")
     unit.start()
     unit.check_no_trace("killed")
+
+
+class Several(Program):
+    template, processes = "several", 4
+
+
+@case
+def the_time_of_the_phase_is_that_of_all_processes(t):
+    """The driver hangs in one of them when others have used up some of it: what the policy says of that one comes before the
+    end of the worker."""
+    host = program(t).host
+    have_driver(host, BEFORE_STORAGE)
+    host.write("/etc/systemd/system/several@.service",
+               f"[Service]\n{EMULATED}ExecStart={HOME}/cuda-counter {STATUS}-%i {Several.processes} 2\n")
+    host.run("systemctl", "daemon-reload")
+    unit = Several(host, "s").start()
+    for wanted, told in (("leave", "it is left as it is"), ("kill", "it is ended")):
+        since = unit.look()
+        late = max(one[3] for one in since)
+        policy(host, timeouts="{devices: 5s}", on_timeout=wanted)
+        have_faults(host, "checkpoint delay 300", f"checkpoint hang 1 {late}")
+        said = unit.refuse("checkpoint")
+        for part in (f"pid {late} (CUDA): the driver did not checkpoint it in time; {told}", "raise timeouts.devices"):
+            check_in(part, said, wanted)
+        unit.numbers = [number for number, one in zip(unit.numbers, since) if one[3] != late]
+        unit.check_counts(f"{wanted}: the others", [one for one in since if one[3] != late])
+        have_faults(host)
+        if wanted == "leave":
+            wait_for(lambda: len([f for f in unit.device_files() if f.startswith(f"{late}-")]) == 0, "the driver comes to its end")
+            unit.check_no_trace(wanted)
+            for action in ("restore", "unlock"):
+                host.run("env", f"LD_LIBRARY_PATH={HOME}", f"{HOME}/cuda-checkpoint", "--action", action, "--pid", str(late))
+            unit.numbers = [str(number) for number in range(unit.processes)]
+            unit.check_counts("brought back by hand", since)
+    wait_for(lambda: "(zombie)" in host.read(f"/proc/{late}/status"), "it is killed")  # its parent does not look
+    unit.check_no_trace(wanted)
+    policy(host, enabled="yes")
+    forget_images(unit)
+    host.sh(f"systemctl stop {unit.unit}; rm -f " + " ".join(f"{MEMORY}/{one[3]}-*" for one in since))
 
 
 # Asks the helper what the plugin does, and leaves in the middle: plugins/cuda/message.h.

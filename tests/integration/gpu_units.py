@@ -14,6 +14,10 @@ FIRST = "00112233445566778899aabbccddeeff"
 EMULATED = f"Environment=LD_LIBRARY_PATH={HOME}\n"
 
 
+# What plugins add to the steps of a job; the last one down to those of a snapshot.
+DOWN_STEPS = ("checkpoint.probe-devices", "checkpoint.quiesce", "checkpoint.devices", "checkpoint.resume-devices")
+UP_STEPS = ("restore.devices", "restore.complete-devices", "restore.resume-devices")
+
 LOOK = """import json, re, struct, sys, time
 def look(path):
     rounds, wrong, failed, pid = struct.unpack("<4Q", open(path, "rb").read(32))
@@ -21,7 +25,7 @@ def look(path):
 first, end = None, time.monotonic() + 100
 while True:
     try:
-        now = [look(f"{sys.argv[1]}-{i}") for i in (0, 1)]
+        now = [look(f"{sys.argv[1]}-{number}") for number in sys.argv[3:]]
         first = first or now
         if all(n[0] >= f[0] + int(sys.argv[2]) for n, f in zip(now, first)):
             break
@@ -39,11 +43,12 @@ def uuid(digits):
 
 
 class Program:
-    """cuda-counter with two processes, each with 8 MiB of device memory and numbers that a kernel counts up."""
-    template, status, rounds = "gpu", STATUS, 70
+    """cuda-counter with some processes, each with 8 MiB of device memory and numbers that a kernel counts up."""
+    template, status, rounds, processes = "gpu", STATUS, 70, 2
 
     def __init__(self, host, name="a"):
         self.host, self.name, self.unit = host, name, f"{self.template}@{name}.service"
+        self.numbers = [str(number) for number in range(self.processes)]  # of those that live
 
     def start(self):
         self.host.sh(f"systemctl stop {self.unit}; systemctl reset-failed {self.unit} 2>/dev/null || true; "
@@ -55,10 +60,11 @@ class Program:
 
     def look(self, rounds=0):
         """Of each process: rounds, numbers that were wrong, calls that failed, PID, tracer; after so many more rounds."""
-        return json.loads(self.host.run("python3", "-c", LOOK, f"{self.status}-{self.name}", str(rounds), timeout=150).out)
+        return json.loads(self.host.run("python3", "-c", LOOK, f"{self.status}-{self.name}", str(rounds),
+                                        *self.numbers, timeout=150).out)
 
     def check_counts(self, when, since=None):
-        """Both go on, their device memory is right, and no call has failed: so none is locked, frozen or held."""
+        """All go on, their device memory is right, and no call has failed: so none is locked, frozen or held."""
         now = self.look(self.rounds)
         for one, was in zip(now, since or now):
             check_equal(one[1:3] + one[4:], [0, 0, "0"], f"{when}: wrong numbers, failed calls, tracer")
@@ -122,9 +128,10 @@ def have_faults(host, *lines):
     host.write(f"{MEMORY}/.faults", "".join(f"{line}\n" for line in lines))
 
 
-def policy(host, **settings):
+def policy(host, timeouts="{}", **settings):
     text = ", ".join(f"{key.replace('_', '-')}: {value}" for key, value in settings.items())
-    host.write("/etc/checkpointd/policy.yaml", f"version: 1\ndefaults: {{plugins: {{cuda: {{{text}}}}}}}\n")
+    host.write("/etc/checkpointd/policy.yaml",
+               f"version: 1\ndefaults: {{timeouts: {timeouts}, plugins: {{cuda: {{{text}}}}}}}\n")
     host.run("crctl", "policy", "reload")
 
 

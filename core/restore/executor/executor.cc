@@ -21,7 +21,6 @@
 #include "core/restore/executor/region.h"
 #include "core/restore/executor/tracer.h"
 #include "core/restore/executor/watchdog.h"
-#include "plugins/host/deadline.h"
 #include "core/restore/restore.h"
 #include "plugins/host/plugins.h"
 #include "restorer/interpreter.h"
@@ -204,13 +203,7 @@ Result<void> prepare_devices(const RestoreRequest& request) {
     if (!request.plugins || request.plugins->empty())
         return {};
     CKPT_TRY(request.steps.enter("restore.devices"));
-    return request.plugins->prepare({}, nullptr, deadline_of(request));
-}
-
-// The devices' time begins when the tasks stand; they are filled from before.
-Clock::time_point devices_deadline(const RestoreRequest& request, Clock::time_point standing) {
-    return request.devices_time ? deadline_after(standing, *request.devices_time)
-                                : Clock::time_point::max();
+    return request.plugins->prepare({}, nullptr, std::min(request.steps.deadline(), deadline_of(request)));
 }
 
 // The tasks have their memory and stand. Nothing comes alive by what was read, no queue of a device and no thread that its
@@ -219,7 +212,7 @@ Result<void> bring_devices_back(const RestoreRequest& request, const std::vector
     const bool has_devices = request.plugins && !request.plugins->empty();
     if (has_devices) {
         CKPT_TRY(request.steps.enter("restore.complete-devices"));
-        CKPT_TRY(request.plugins->complete(devices_deadline(request, Clock::now())));
+        CKPT_TRY(request.plugins->complete(request.steps.deadline()));
     }
     if (request.check_memory)
         CKPT_TRY(request.check_memory());
@@ -227,7 +220,7 @@ Result<void> bring_devices_back(const RestoreRequest& request, const std::vector
         return {};
     CKPT_TRY(request.steps.enter("restore.resume-devices"));
     TracedThreads threads(tracer);
-    return request.plugins->resume(pids, &threads, devices_deadline(request, Clock::now()));
+    return request.plugins->resume(pids, &threads, request.steps.deadline());
 }
 
 Error too_late(Error last) {
@@ -241,7 +234,7 @@ Result<void> build_tasks(const RestoreRequest& request, const RestorePlan& plan,
                          Region& region) {
     Watchdog watchdog(request.deadline, [&] { tracer.kill_now(); });
     if (request.plugins)
-        request.plugins->start_transfer(devices_deadline(request, deadline_of(request)));
+        request.plugins->start_transfer(Clock::time_point::max());  // complete() has one, once the tasks stand
     auto built = bring_to_last_barrier(request, plan, tracer, region);
     if (!built && watchdog.has_barked())
         return tl::unexpected(too_late(std::move(built).error()));
