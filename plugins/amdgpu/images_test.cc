@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <linux/kfd_ioctl.h>
+#include <array>
 #include <random>
 
 #include "core/base/io.h"
@@ -105,6 +106,79 @@ TEST_F(Images, HaveCriusBytes) {
     buffer.set_handle(kNoHandle);
     EXPECT_EQ(buffer.SerializeAsString(),
               "\x08\x01\x10\x02\x18\x03\x20\x04\x28\x05\x30\xff\xff\xff\xff\x0f");
+}
+
+std::string varint(uint64_t value) {
+    std::string bytes;
+    for (; value > 0x7f; value >>= 7)
+        bytes += static_cast<char>(value | 0x80);
+    return bytes + static_cast<char>(value);
+}
+
+// Fields 1, 2, ... of a message have the values 1001, 1002, ...
+template <typename Message, typename... Fields>
+void expect_fields(Fields (Message::*... fields)() const) {
+    std::string bytes;
+    for (uint64_t number = 1; number <= sizeof...(fields); ++number)
+        bytes += varint(number << 3) + varint(1000 + number);
+    Message message;
+    ASSERT_TRUE(message.ParseFromString(bytes));
+    const std::vector<uint64_t> values{(message.*fields)()...};
+    for (size_t i = 0; i < values.size(); ++i)
+        EXPECT_EQ(values[i], 1001 + i);
+    EXPECT_EQ(message.SerializeAsString(), bytes);
+}
+
+// All messages that there are; recorded_test.cc has what CRIU's plugin wrote.
+TEST_F(Images, HaveFieldsInCriusOrder) {
+    expect_fields<pb::Device>(
+        &pb::Device::node_id, &pb::Device::gpu_id, &pb::Device::cpu_cores_count,
+        &pb::Device::simd_count, &pb::Device::mem_banks_count, &pb::Device::caches_count,
+        &pb::Device::io_links_count, &pb::Device::max_waves_per_simd, &pb::Device::lds_size_in_kb,
+        &pb::Device::gds_size_in_kb, &pb::Device::num_gws, &pb::Device::wave_front_size,
+        &pb::Device::array_count, &pb::Device::simd_arrays_per_engine,
+        &pb::Device::cu_per_simd_array, &pb::Device::simd_per_cu, &pb::Device::max_slots_scratch_cu,
+        &pb::Device::vendor_id, &pb::Device::device_id, &pb::Device::domain,
+        &pb::Device::drm_render_minor, &pb::Device::hive_id, &pb::Device::num_sdma_engines,
+        &pb::Device::num_sdma_xgmi_engines, &pb::Device::num_sdma_queues_per_engine,
+        &pb::Device::num_cp_queues, &pb::Device::fw_version, &pb::Device::capability,
+        &pb::Device::sdma_fw_version, &pb::Device::vram_public, &pb::Device::vram_size);
+    expect_fields<pb::DeviceLink>(&pb::DeviceLink::type, &pb::DeviceLink::to_node);
+    expect_fields<pb::Buffer>(&pb::Buffer::addr, &pb::Buffer::size, &pb::Buffer::offset,
+                              &pb::Buffer::alloc_flags, &pb::Buffer::gpu_id, &pb::Buffer::handle);
+    expect_fields<pb::BufferMapping>(&pb::BufferMapping::addr, &pb::BufferMapping::size,
+                                     &pb::BufferMapping::offset, &pb::BufferMapping::flags);
+    expect_fields<pb::RenderBuffer>(&pb::RenderBuffer::addr, &pb::RenderBuffer::size,
+                                    &pb::RenderBuffer::offset, &pb::RenderBuffer::alloc_flags,
+                                    &pb::RenderBuffer::alignment,
+                                    &pb::RenderBuffer::preferred_domains, &pb::RenderBuffer::handle,
+                                    &pb::RenderBuffer::is_import, &pb::RenderBuffer::mapping_count);
+    expect_fields<pb::RenderNode>(&pb::RenderNode::gpu_id, &pb::RenderNode::id,
+                                  &pb::RenderNode::drm_render_minor, &pb::RenderNode::buffer_count);
+
+    const std::string device = "\x08\x01", buffer = "\x08\x02", node = "\x08\x03";  // not whole
+    pb::Process process;
+    ASSERT_TRUE(process.ParsePartialFromString("\x08\x01\x10\x02\x18\x03\x22\x02" + device +
+                                               "\x28\x05\x32\x02" + buffer +
+                                               "\x38\x07\x40\x08\x48\x09\x52\x03"
+                                               "abc"));
+    EXPECT_THAT(
+        (std::array<uint64_t, 7>{process.pid(), process.gpu_count(), process.cpu_count(),
+                                 process.buffer_count(), process.object_count(),
+                                 process.shared_memory_size(), process.shared_memory_magic()}),
+        testing::ElementsAre(1, 2, 3, 5, 7, 8, 9));
+    EXPECT_EQ(process.private_data(), "abc");
+    EXPECT_EQ(process.devices(0).node_id(), 1u);
+    EXPECT_EQ(process.buffers(0).addr(), 2u);
+    pb::Device linked;
+    ASSERT_TRUE(linked.ParsePartialFromString("\x82\x02\x04\x08\x0b\x10\x01"));  // field 32
+    EXPECT_EQ(linked.links(0).type(), 11u);
+    pb::RenderBuffer render;
+    ASSERT_TRUE(render.ParsePartialFromString("\x52\x02" + node));
+    EXPECT_EQ(render.mappings(0).addr(), 3u);
+    pb::RenderNode with_buffer;
+    ASSERT_TRUE(with_buffer.ParsePartialFromString("\x2a\x02" + node));
+    EXPECT_EQ(with_buffer.buffers(0).addr(), 3u);
 }
 
 TEST_F(Images, HiddenGpusAreLeftOut) {

@@ -17,17 +17,13 @@
 #include "core/kernel/proc_task.h"
 #include "core/transaction/undo_kinds.h"
 #include "plugins/amdgpu/checkpoint.h"
+#include "plugins/amdgpu/emulated_host_test_util.h"
 #include "plugins/amdgpu/emulated_program_test_util.h"
-#include "plugins/amdgpu/restore.h"
-#include "plugins/host/host_test_util.h"
-#include "tests/gpu/kfd/topology.h"
 
 namespace checkpointd::amdgpu {
 namespace {
 
 using kfd_emulation::Fault;
-using kfd_emulation::InProcessKfd;
-using kfd_emulation::Machine;
 using testing::HasSubstr;
 using testing::StartsWith;
 
@@ -37,45 +33,6 @@ constexpr uint64_t kSize = 5 * 65536 + 4096;
 size_t open_descriptors() {
     const auto all = std::filesystem::directory_iterator("/proc/self/fd");
     return static_cast<size_t>(std::distance(begin(all), end(all)));
-}
-
-// A machine with a driver.
-struct Host {
-    explicit Host(const std::vector<std::string>& devices,
-                  uint32_t minor_version = KFD_IOCTL_MINOR_VERSION) {
-        const Machine machine = Machine::parse(devices, 2).value();
-        EXPECT_TRUE(kfd_emulation::write_topology(machine, topology.path()));
-        InProcessKfd::Options options;
-        options.gpus = machine.gpus();
-        options.topology_root = topology.path();
-        options.minor_version = minor_version;
-        kfd = std::make_unique<InProcessKfd>(options);
-    }
-    void as_worker() { kfd->act_as({getpid(), gettid()}); }
-    kfd_emulation::Process process(pid_t pid) {
-        for (const auto& one : kfd->state().processes())
-            if (one.pid == pid)
-                return one;
-        ADD_FAILURE() << "no process " << pid;
-        return kfd_emulation::Process(0);
-    }
-    std::string contents(uint32_t minor, uint64_t offset, uint64_t size) {
-        uint64_t into = 0;
-        const auto memory = kfd->state().find_mapping(minor, offset, &into);
-        return memory == nullptr
-                   ? std::string()
-                   : std::string(reinterpret_cast<const char*>(memory->data() + into), size);
-    }
-
-    images::TestDir topology;
-    std::unique_ptr<InProcessKfd> kfd;
-};
-
-TransferOptions small_pieces() {
-    TransferOptions options;
-    options.staging_bytes = 1;  // the least there is
-    options.gpu_count = 2;
-    return options;
 }
 
 class AmdgpuJob : public testing::Test {
@@ -156,24 +113,12 @@ class AmdgpuJob : public testing::Test {
         host.fails_to_send = fails_to_send;
         there.as_worker();
         Restore job(host.raw(), *there.kfd, settings_);
-        CKPT_TRY(job.probe());
-        CKPT_TRY(job.prepare());
-        Result<void> transferred;
-        std::thread worker([&] { transferred = job.transfer(small_pieces()); });
-        std::thread task([&] {
-            there.kfd->act_as({pid, pid});
+        return restore_by(job, host, there, pid, [&] {
             task_.render_fd = job.restore_file(pid, kRenderId);
             task_.kfd_fd = job.restore_file(pid, kKfdId);
             ask_for_mappings(job, pid);
-            host.no_more_senders();
+            return task_.kfd_fd;
         });
-        task.join();
-        worker.join();
-        if (task_.kfd_fd < 0)
-            return fail_errno("restore_file", "", -task_.kfd_fd);
-        CKPT_TRY(transferred);
-        there.as_worker();
-        return job.resume({pid, 4711});
     }
     void ask_for_mappings(Restore& job, pid_t pid) {
         for (uint64_t offset : {offsets_[0], offsets_[0] + 4096, uint64_t{12345}}) {
