@@ -59,6 +59,8 @@ TEST(CudaSettings, AllThatIsWrongIsToldAtOnce) {
     auto wrong = read({{"backend", "magic"}, {"lock-timeout", "soon"}, {"checkpoint-timeout", "0"},
                        {"on-timeout", "panic"}, {"check-memory", "maybe"}, {"device-map", "GPU-1=GPU-2"},
                        {"storage", "tape"}});
+    EXPECT_THAT(read({{"device-map", fmt::format("{}={},{}={}", kOne, kTwo, kOne, kOne)}}).error().text(),
+                HasSubstr("it is named twice"));
     ASSERT_FALSE(wrong);
     EXPECT_EQ(wrong.error().kind, ErrorKind::kBadInput);
     EXPECT_EQ(wrong.error().causes.size(), 7u) << wrong.error().text();
@@ -107,18 +109,19 @@ TEST(CudaDevices, WhatOthersHadIsNotInTheImage) {
 
 TEST(CudaDevices, WhatIsMissingIsNamed) {
     const auto wanted = parse_devices(to_json(image()))->devices;
+    const std::vector<GpuPair> map{{*parse_uuid(kOne), *parse_uuid(kTwo)}};
     Answer here;
-    auto missing = check_devices(wanted, here, {}, false);
-    ASSERT_FALSE(missing);
-    EXPECT_THAT(missing.error().line(), HasSubstr(std::string(kOne) + ": is not here"));
+    auto missing = find_missing(wanted, here, {}, false);
+    ASSERT_EQ(missing.size(), 1u);
+    EXPECT_THAT(missing[0].line(), HasSubstr(std::string(kOne) + ": is not here"));
     here = *image().after;
-    EXPECT_TRUE(check_devices(wanted, here, {}, true)) << "the one that was not used may be full";
-    auto full = check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}, true);
-    ASSERT_FALSE(full) << "5 GiB are free there";
-    EXPECT_THAT(full.error().text(), HasSubstr("check-memory: no"));
-    EXPECT_TRUE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}, false)) << "nobody asks for the room";
+    EXPECT_TRUE(find_missing(wanted, here, {}, true).empty()) << "the one that was not used may be full";
+    auto full = find_missing(wanted, here, map, true);
+    ASSERT_EQ(full.size(), 1u) << "5 GiB are free there";
+    EXPECT_THAT(full[0].line(), HasSubstr("check-memory: no"));
+    EXPECT_TRUE(find_missing(wanted, here, map, false).empty()) << "nobody asks for the room";
     here.devices[1].free_bytes = 30ull << 30;
-    EXPECT_TRUE(check_devices(wanted, here, {{*parse_uuid(kOne), *parse_uuid(kTwo)}}, true));
+    EXPECT_TRUE(find_missing(wanted, here, map, true).empty());
 }
 
 TEST(CudaDevices, ADriverThatIsTooOldIsNamed) {

@@ -26,6 +26,12 @@ std::string version_text(const Answer& devices) {
     return fmt::format("{}.{}", devices.value / 1000, devices.value % 1000 / 10);
 }
 
+const Device* find_device(const Answer& devices, const Uuid& uuid) {
+    const Device* end = devices.devices + std::min(devices.device_count, kMaxDevices);
+    const Device* found = std::find_if(devices.devices, end, [&](const Device& device) { return device.uuid == uuid; });
+    return found == end ? nullptr : found;
+}
+
 Uuid device_for(const Uuid& uuid, const std::vector<GpuPair>& device_map) {
     const auto pair = std::find_if(device_map.begin(), device_map.end(), [&](const GpuPair& one) { return one.from == uuid; });
     return pair == device_map.end() ? uuid : pair->to;

@@ -19,6 +19,9 @@ uint64_t taken_bytes(const Answer& devices);
 // The driver's, as "13.4".
 std::string version_text(const Answer& devices);
 
+// Null where it is not among them.
+const Device* find_device(const Answer& devices, const Uuid& uuid);
+
 // What has the place of a device of an image.
 Uuid device_for(const Uuid& uuid, const std::vector<GpuPair>& device_map);
 

@@ -9,18 +9,12 @@
 namespace checkpointd::cuda {
 namespace {
 
-const Device* find(const Answer& devices, const Uuid& uuid) {
-    const Device* end = devices.devices + std::min(devices.device_count, kMaxDevices);
-    const Device* found = std::find_if(devices.devices, end, [&](const Device& device) { return device.uuid == uuid; });
-    return found == end ? nullptr : found;
-}
-
 uint64_t taken_off(const DevicesImage& image, const Device& before) {
     uint64_t bytes = 0;
     for (const Region& region : image.known)
         if (region.uuid == before.uuid)
             bytes += region.size;
-    const Device* after = image.after ? find(*image.after, before.uuid) : nullptr;
+    const Device* after = image.after ? find_device(*image.after, before.uuid) : nullptr;
     if (after != nullptr && after->free_bytes > before.free_bytes)
         bytes = std::max(bytes, after->free_bytes - before.free_bytes);
     return bytes;
@@ -65,14 +59,14 @@ Result<WantedDevices> parse_devices(const std::string& text) {
     return wanted;
 }
 
-Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer& here, const std::vector<GpuPair>& map,
-                           bool checks_memory) {
+std::vector<Error> find_missing(const std::vector<WantedDevice>& wanted, const Answer& here, const std::vector<GpuPair>& map,
+                                bool checks_memory) {
     std::vector<Error> missing;
     for (const WantedDevice& device : wanted) {
         if (device.bytes == 0)
             continue;  // it was there, and not used
         const Uuid uuid = device_for(device.uuid, map);
-        const Device* found = find(here, uuid);
+        const Device* found = find_device(here, uuid);
         if (found == nullptr)
             missing.push_back({ErrorKind::kUnsupported, to_string(uuid), "is not here",
                                "map it to a device of the same kind: plugins: {cuda: {device-map: GPU-OLD=GPU-NEW}}", 0, {}});
@@ -83,9 +77,7 @@ Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer
                                "end what else uses the device, or set plugins: {cuda: {check-memory: no}} where the image says "
                                "too much: without the room, the restore fails", 0, {}});
     }
-    if (missing.size() == 1)
-        return tl::unexpected(std::move(missing.front()));
-    return all_blockers("CUDA devices", "what the image needs is not here", std::move(missing));
+    return missing;
 }
 
 }  // namespace checkpointd::cuda

@@ -39,10 +39,9 @@ struct WantedDevices {
 std::string to_json(const DevicesImage& image);
 Result<WantedDevices> parse_devices(const std::string& text);
 
-// Whether each device that was used, or the one that the map puts in its place, is here and has the room: a restore
-// that runs out of device memory spoils the process for good. Of the room only if `checks_memory`. All that is missing
-// comes back as one error.
-Result<void> check_devices(const std::vector<WantedDevice>& wanted, const Answer& here, const std::vector<GpuPair>& map,
-                           bool checks_memory);
+// Of the devices that were used, or those that the map puts in their places, which are not here or lack the room: a restore
+// that runs out of device memory spoils the process for good. Of the room only if `checks_memory`.
+std::vector<Error> find_missing(const std::vector<WantedDevice>& wanted, const Answer& here, const std::vector<GpuPair>& map,
+                                bool checks_memory);
 
 }  // namespace checkpointd::cuda

@@ -51,6 +51,41 @@ TEST_F(CudaRestorePreflight, RoomIsLookedForWhereItWillBeNeeded) {
     EXPECT_TRUE(check()) << "it tells of no devices";
 }
 
+TEST_F(CudaRestorePreflight, AMapIsForADriverThatKnowsIt) {
+    settings_.device_map = {{*parse_uuid(kOne), *parse_uuid(kTwo)}};
+    driver_.devices.value = kBaseVersion;
+    const char* told = "is of CUDA 12.8, and puts nothing on another device";
+    EXPECT_THAT(check().error().line(), HasSubstr(told)) << "an image without a list";
+    write_image(1);
+    EXPECT_THAT(check().error().line(), HasSubstr(told));
+    driver_.devices.value = kPairsVersion;
+    auto facts = check();
+    ASSERT_TRUE(facts) << facts.error().text();
+    ASSERT_EQ(facts->pairs.size(), 2u) << "the driver wants all of them";
+    EXPECT_EQ(facts->pairs[1].from, *parse_uuid(kTwo));
+    driver_.devices.value = kBaseVersion;
+    settings_.device_map = {{*parse_uuid(kOne), *parse_uuid(kOne)}};
+    EXPECT_TRUE(check()) << "it needs none";
+    driver_.devices.value = kPairsVersion;
+    settings_.device_map = {{*parse_uuid(kOne), *parse_uuid(kTwo)}};
+    write(kDevicesImage, to_json({2, {}, {}, {}, {}}));
+    EXPECT_EQ(check()->pairs.size(), 1u) << "an image that does not say which devices there were";
+}
+
+TEST_F(CudaRestorePreflight, AllThatIsInTheWayIsToldAtOnce) {
+    write_image(100ull << 30, {"gpu-cs-7.img", "gpu-cs-8.img"});
+    driver_.devices.value = kBaseVersion;
+    driver_.devices.offers_storage = 0;
+    settings_.device_map = {{*parse_uuid(kOne), *parse_uuid(kTwo)}};
+    auto facts = check();
+    ASSERT_FALSE(facts);
+    for (const char* told : {"gpu-cs-7.img", "gpu-cs-8.img", "takes device memory from nobody", "puts nothing on another device",
+                             "has 5120 MiB free of the"})
+        EXPECT_THAT(facts.error().text(), HasSubstr(told));
+    driver_.devices.code = kNotInitialized;
+    EXPECT_THAT(check().error().text(), testing::AllOf(HasSubstr("cannot checkpoint processes"), HasSubstr("gpu-cs-8.img")));
+}
+
 TEST_F(CudaRestorePreflight, FilesOfDeviceMemoryAreOpenedWhole) {
     std::vector<Region> regions{{*parse_uuid(kOne), 4096, 0}};
     place_regions(regions);

@@ -273,14 +273,13 @@ Result<Image> Session::image_of(pid_t pid) {
         return found->second.file.image();
     if (purpose_ == CKPTD_CHECKPOINT)
         return Image();
-    CKPT_ASSIGN(auto file, DeviceFile::open(host_, pid, settings_.device_map));
+    CKPT_ASSIGN(auto file, DeviceFile::open(host_, pid, image_.pairs));
     return file ? stored_.insert_or_assign(pid, Stored{std::move(*file), {}}).first->second.file.image() : Image();
 }
 
 Result<void> Session::bring_back(Process& process, Deadline deadline) {
     CKPT_ASSIGN(const Image image, image_of(process.pid()));
-    return process.bring_back(&host_, purpose_ == CKPTD_RESTORE ? settings_.device_map : std::vector<GpuPair>(), image,
-                              deadline);
+    return process.bring_back(&host_, image_.pairs, image, deadline);
 }
 
 // So that the second is copied while the first is.
@@ -288,7 +287,7 @@ Result<void> Session::begin_restores(Deadline deadline) {
     for (Process& process : processes_) {
         CKPT_ASSIGN(const Image image, image_of(process.pid()));
         if (image.fd >= 0)
-            CKPT_TRY(process.begin_restore(&host_, settings_.device_map, image, deadline));
+            CKPT_TRY(process.begin_restore(&host_, image_.pairs, image, deadline));
     }
     return {};
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/cuda/settings.h"
 
+#include <algorithm>
 #include <sstream>
 
 namespace checkpointd::cuda {
@@ -40,6 +41,8 @@ Result<std::vector<GpuPair>> parse_device_map(const std::string& value) {
         auto to = parse_uuid(middle == std::string::npos ? std::string() : one.substr(middle + 1));
         if (!from || !to)
             return fail(ErrorKind::kBadInput, one, "write it as GPU-OLD=GPU-NEW,...; nvidia-smi -L lists what is here");
+        if (std::any_of(pairs.begin(), pairs.end(), [&](const GpuPair& pair) { return pair.from == *from; }))
+            return fail(ErrorKind::kBadInput, to_string(*from), "it is named twice");
         pairs.push_back({*from, *to});
     }
     return pairs;

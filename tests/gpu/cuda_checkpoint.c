@@ -29,7 +29,51 @@ static int has(int argc, char **argv, const char *name) {
     return 0;
 }
 
-static int act(const char *action, int pid, const char *timeout) {
+enum { MAX_PAIRS = 8 };
+
+struct pair {
+    unsigned char from[16], to[16];
+};
+
+/* GPU-... at `*text`, which is behind it then. */
+static int read_uuid(const char **text, unsigned char *out) {
+    if (strncmp(*text, "GPU-", 4) != 0)
+        return 0;
+    *text += 4;
+    for (int i = 0; i < 16; ++i, *text += 2) {
+        unsigned value = 0;
+        *text += **text == '-';
+        if (sscanf(*text, "%2x", &value) != 1)
+            return 0;
+        out[i] = (unsigned char)value;
+    }
+    return 1;
+}
+
+/* OLD=NEW,...; the number of pairs, or -1. */
+static int read_map(const char *text, struct pair *pairs) {
+    int count = 0;
+    while (count < MAX_PAIRS && read_uuid(&text, pairs[count].from) && *text++ == '=' && read_uuid(&text, pairs[count].to)) {
+        ++count;
+        if (*text == 0)
+            return count;
+        ++text;
+    }
+    return -1;
+}
+
+static int restore(int pid, const char *map) {
+    static struct pair pairs[MAX_PAIRS];
+    uint64_t args[8] = {0};
+    const int count = map != NULL ? read_map(map, pairs) : 0;
+    if (count < 0)
+        return 1;
+    args[0] = count > 0 ? (uint64_t)pairs : 0;
+    args[1] = (uint64_t)count;
+    return cuCheckpointProcessRestore(pid, args);
+}
+
+static int act(const char *action, int pid, const char *timeout, const char *map) {
     uint64_t args[8] = {0};
     if (strcmp(action, "lock") == 0) {
         args[0] = timeout != NULL ? (uint32_t)atoi(timeout) : 0;
@@ -38,7 +82,7 @@ static int act(const char *action, int pid, const char *timeout) {
     if (strcmp(action, "checkpoint") == 0)
         return cuCheckpointProcessCheckpoint(pid, args);
     if (strcmp(action, "restore") == 0)
-        return cuCheckpointProcessRestore(pid, args);
+        return restore(pid, map);
     return strcmp(action, "unlock") == 0 ? cuCheckpointProcessUnlock(pid, args) : 1;
 }
 
@@ -72,7 +116,7 @@ int main(int argc, char **argv) {
     } else if (has(argc, argv, "--toggle")) {
         code = toggle(pid);
     } else if (action != NULL)
-        code = act(action, pid, option(argc, argv, "--timeout"));
+        code = act(action, pid, option(argc, argv, "--timeout"), option(argc, argv, "--device-map"));
     if (code == 0)
         return 0;
     cuGetErrorString(code, &name);

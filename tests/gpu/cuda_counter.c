@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A program on a GPU, or on the emulation of one: each of its processes has numbers in device memory that a kernel
- * increments, and reads them back after each time. usage: cuda-counter STATUS PROCESSES MIB [odd|managed|ipc]. STATUS-K of
+ * increments, and reads them back after each time. usage: cuda-counter STATUS PROCESSES MIB [odd|managed|ipc|two]. STATUS-K of
  * process K has, as 64-bit numbers: rounds, numbers that were wrong, errors of calls, PID. Odd: each has a connection to
  * $CUDA_MPS_PIPE_DIRECTORY/control, and forks a child that does nothing. Managed, ipc: the last one has managed memory, or
- * offers memory to other processes.
+ * offers memory to other processes. Two: each has as much on a second device.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -137,6 +137,15 @@ static int offer(uint64_t device) {
     return found == NULL || get_handle(handle, device) != 0;
 }
 
+/* The context of the first one is current again. */
+static int use_second(void *first, uint64_t *pattern, size_t size, unsigned seed) {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW), *found = library != NULL ? dlsym(library, "cuCtxSetCurrent") : NULL;
+    int (*set_current)(void *context);
+    void *second = NULL;
+    memcpy(&set_current, &found, sizeof(found));
+    return found == NULL || cuCtxCreate(&second, 0, 1) != 0 || fill(pattern, size, seed) != 0 || set_current(first) != 0;
+}
+
 static int do_more(const char *what, int is_last, uint64_t device) {
     if (strcmp(what, "odd") == 0)
         return be_odd();
@@ -148,14 +157,18 @@ static int do_more(const char *what, int is_last, uint64_t device) {
 static int count(const char *path, unsigned seed, size_t size, int is_last, const char *more) {
     static uint32_t numbers[NUMBERS];
     uint64_t status[4] = {0, 0, 0, (uint64_t)getpid()};
-    uint64_t device = 0, pattern = 0;
+    const unsigned other_seed = seed + 1000;
+    uint64_t device = 0, pattern = 0, other = 0;
     void *context = NULL, *module = NULL, *increment = NULL;
     if (fails("the driver", load()) || fails("its context", cuCtxCreate(&context, 0, 0)) ||
         fails("memory", cuMemAlloc(&device, sizeof(numbers))) || fails("copying", cuMemcpyHtoD(device, numbers, sizeof(numbers))) ||
         fails("its pattern", fill(&pattern, size, seed)) || fails("its kernel", load_kernel(&module)) ||
         fails("increment", cuModuleGetFunction(&increment, module, "increment")))
         return 1;
-    if (more != NULL && do_more(more, is_last, device) != 0)
+    const int has_other = more != NULL && strcmp(more, "two") == 0;
+    if (has_other && use_second(context, &other, size, other_seed) != 0)
+        return 1;
+    if (!has_other && more != NULL && do_more(more, is_last, device) != 0)
         return 1;
     for (;;) {
         status[2] += launch(increment, device, NUMBERS) != 0;
@@ -164,7 +177,7 @@ static int count(const char *path, unsigned seed, size_t size, int is_last, cons
         for (int i = 0; i < NUMBERS; ++i)
             status[1] += numbers[i] != (uint32_t)status[0];
         if (status[0] % 64 == 0)
-            status[1] += count_wrong(pattern, size, seed);
+            status[1] += count_wrong(pattern, size, seed) + (has_other ? count_wrong(other, size, other_seed) : 0);
         int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
         if (fd < 0 || pwrite(fd, status, sizeof(status), 0) != sizeof(status))
             return 1;

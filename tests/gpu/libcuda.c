@@ -3,7 +3,7 @@
  * An emulation of NVIDIA's libcuda.so.1, as far as programs in the tests and the CUDA plugin use it. It is on both
  * sides, as the real one is: in programs that compute, and in whoever checkpoints them.
  *
- * Device memory of process PID is the file /dev/nvidia-memory/PID-UUID, so it is outside of the program, and the program
+ * Device memory of process PID on a device is the file /dev/nvidia-memory/PID-UUID, so it is outside of the program, and the program
  * holds descriptors below /dev/nvidia*, which nobody can carry. The driver's state of a process is in its own memory
  * (fake_cuda_process), so that it is where the process is, also after a restore; who checkpoints it finds it through
  * /proc/PID/maps. A thread of the process does the work of a checkpoint, of a restore and of the unlock: while it stands
@@ -47,16 +47,25 @@ enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, N
        TIMEOUT = 909 };
 enum { RUNNING, LOCKED, CHECKPOINTED, FAILED, CHECKPOINTING, RESTORING };
 enum { NOTHING, DO_CHECKPOINT, DO_RESTORE, DO_SHOW, DO_LET_GO, DO_MAKE_ROOM, DO_TAKE_BACK, DO_UNLOCK };
-enum { MAX_ALLOCATIONS = 64, MAX_DEVICES = 8, MAX_OPERATIONS = 64, MAX_QUEUED = 64 };
-enum { STORAGE_VERSION = 13040 };
+enum { MAX_ALLOCATIONS = 64, MAX_DEVICES = 8, MAX_USES = 2, MAX_OPERATIONS = 64, MAX_QUEUED = 64 };
+enum { PAIRS_VERSION = 13000, STORAGE_VERSION = 13040 };
 
 static const uint64_t kMagic = 0x4144554345464146ull;
 static const uint64_t kFirstPointer = 0x7e0000000000ull;
+static const uint64_t kUseSpan = 1ull << 36; /* of pointers to memory of one device */
 
 struct allocation {
-    uint64_t offset; /* in the file */
+    int32_t use;
+    uint64_t offset; /* in the file of that */
     uint64_t size;   /* 0: free */
     void *saved;     /* while checkpointed */
+};
+
+/* A device, of which the process has a context. */
+struct use {
+    char uuid[33];
+    int32_t memory_fd;
+    uint64_t next;
 };
 
 EXPORT struct fake_cuda {
@@ -68,11 +77,11 @@ EXPORT struct fake_cuda {
     _Atomic int32_t asked, done;
     int32_t result;
     int32_t thread;
-    int32_t device; /* of its context */
     int32_t uses_more; /* than can be checkpointed: managed memory, memory of other processes */
-    char uuid[33];
-    int control_fd, device_fd, memory_fd;
-    uint64_t next;
+    int32_t control_fd, device_fd;
+    int32_t use_count, seen_count;
+    struct use uses[MAX_USES];
+    char seen[MAX_DEVICES][33]; /* devices that were there when it began, whether it uses them or not */
     struct allocation allocations[MAX_ALLOCATIONS];
 } fake_cuda_process;
 
@@ -226,29 +235,42 @@ EXPORT int cuIpcGetMemHandle(void *handle, uint64_t pointer) {
     return SUCCESS;
 }
 
-static void attach(void) {
+static void memory_path(int pid, const struct use *use, char path[96]) {
+    snprintf(path, 96, MEMORY "/%d-%s", pid, use->uuid);
+}
+
+static void attach_to(struct use *use) {
     char path[96];
+    memory_path((int)getpid(), use, path);
+    use->memory_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+}
+
+static void attach(void) {
     own->control_fd = open("/dev/nvidiactl", O_RDWR | O_CLOEXEC);
     own->device_fd = open("/dev/nvidia0", O_RDWR | O_CLOEXEC);
-    snprintf(path, sizeof(path), MEMORY "/%d-%s", (int)getpid(), own->uuid);
-    own->memory_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    for (int i = 0; i < own->use_count; ++i)
+        attach_to(&own->uses[i]);
 }
 
 static void detach(void) {
     char path[96];
-    snprintf(path, sizeof(path), MEMORY "/%d-%s", (int)getpid(), own->uuid);
-    close(own->memory_fd);
+    for (int i = 0; i < own->use_count; ++i) {
+        memory_path((int)getpid(), &own->uses[i], path);
+        close(own->uses[i].memory_fd);
+        unlink(path);
+    }
     close(own->device_fd);
     close(own->control_fd);
-    unlink(path);
 }
+
+static int file_of(const struct allocation *a) { return own->uses[a->use].memory_fd; }
 
 static int save(void) {
     for (struct allocation *a = own->allocations; a < own->allocations + MAX_ALLOCATIONS; ++a) {
         if (a->size == 0)
             continue;
         a->saved = mmap(NULL, a->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (a->saved == MAP_FAILED || pread(own->memory_fd, a->saved, a->size, (off_t)a->offset) != (ssize_t)a->size)
+        if (a->saved == MAP_FAILED || pread(file_of(a), a->saved, a->size, (off_t)a->offset) != (ssize_t)a->size)
             return OUT_OF_MEMORY;
     }
     detach();
@@ -260,11 +282,12 @@ static int save(void) {
 static int fill_with_garbage(void) {
     static unsigned char garbage[1 << 16];
     memset(garbage, 0xa5, sizeof(garbage));
-    for (uint64_t at = 0; at < own->next; at += sizeof(garbage)) {
-        const size_t size = own->next - at < sizeof(garbage) ? own->next - at : sizeof(garbage);
-        if (pwrite(own->memory_fd, garbage, size, (off_t)at) != (ssize_t)size)
-            return OUT_OF_MEMORY;
-    }
+    for (const struct use *use = own->uses; use < own->uses + own->use_count; ++use)
+        for (uint64_t at = 0; at < use->next; at += sizeof(garbage)) {
+            const size_t size = use->next - at < sizeof(garbage) ? use->next - at : sizeof(garbage);
+            if (pwrite(use->memory_fd, garbage, size, (off_t)at) != (ssize_t)size)
+                return OUT_OF_MEMORY;
+        }
     return SUCCESS;
 }
 
@@ -277,7 +300,7 @@ static int load(void) {
     for (struct allocation *a = own->allocations; a < own->allocations + MAX_ALLOCATIONS; ++a) {
         if (a->size == 0 || a->saved == NULL)
             continue;
-        if (pwrite(own->memory_fd, a->saved, a->size, (off_t)a->offset) != (ssize_t)a->size)
+        if (pwrite(file_of(a), a->saved, a->size, (off_t)a->offset) != (ssize_t)a->size)
             return OUT_OF_MEMORY;
         munmap(a->saved, a->size);
         a->saved = NULL;
@@ -346,14 +369,13 @@ static void *serve(void *unused) {
     return NULL;
 }
 
-static int start(int device) {
+static int start(void) {
     struct device devices[MAX_DEVICES];
-    if (device < 0 || device >= read_devices(devices))
-        return INVALID_DEVICE;
-    own->device = device;
-    strcpy(own->uuid, devices[device].uuid);
+    own->seen_count = read_devices(devices);
+    for (int i = 0; i < own->seen_count; ++i)
+        strcpy(own->seen[i], devices[i].uuid);
     attach();
-    if (own->control_fd < 0 || own->device_fd < 0 || own->memory_fd < 0)
+    if (own->control_fd < 0 || own->device_fd < 0)
         return NO_DEVICE;
     pthread_t thread;
     if (pthread_create(&thread, NULL, serve, NULL) != 0)
@@ -364,10 +386,28 @@ static int start(int device) {
     return SUCCESS;
 }
 
+static _Thread_local int current_use;
+
+/* Of MAX_USES devices, one each. */
 EXPORT int cuCtxCreate_v2(void **context, unsigned flags, int device) {
+    struct device devices[MAX_DEVICES];
     (void)flags;
-    *context = own;
-    return own->magic == kMagic ? SUCCESS : start(device);
+    if (device < 0 || device >= read_devices(devices) || own->use_count == MAX_USES)
+        return INVALID_DEVICE;
+    for (int i = 0; i < own->use_count; ++i)
+        if (strcmp(own->uses[i].uuid, devices[device].uuid) == 0)
+            return INVALID_CONTEXT;
+    const int code = own->magic == kMagic ? SUCCESS : start();
+    if (code != SUCCESS)
+        return code;
+    struct use *use = &own->uses[own->use_count];
+    strcpy(use->uuid, devices[device].uuid);
+    attach_to(use);
+    if (use->memory_fd < 0)
+        return NO_DEVICE;
+    *context = use;
+    current_use = own->use_count++;
+    return SUCCESS;
 }
 
 /* Primary contexts, as the plugin's helper has them: they make no process of interest. */
@@ -386,7 +426,10 @@ EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
 }
 
 EXPORT int cuCtxSetCurrent(void *context) {
-    current_device = (int)(intptr_t)context - 1;
+    if ((uintptr_t)context <= MAX_DEVICES)
+        current_device = (int)(intptr_t)context - 1;
+    else
+        current_use = (int)((struct use *)context - own->uses);
     return SUCCESS;
 }
 
@@ -418,26 +461,35 @@ static void enter(void) {
 
 static void leave(void) { --own->busy; }
 
-static struct allocation *find(uint64_t pointer) {
+static uint64_t pointer_to(const struct allocation *a) {
+    return kFirstPointer + (uint64_t)a->use * kUseSpan + a->offset;
+}
+
+/* Where its memory is: in this file, there. */
+static int find(uint64_t pointer, off_t *at) {
     for (struct allocation *a = own->allocations; a < own->allocations + MAX_ALLOCATIONS; ++a)
-        if (a->size != 0 && pointer >= kFirstPointer + a->offset && pointer < kFirstPointer + a->offset + a->size)
-            return a;
-    return NULL;
+        if (a->size != 0 && pointer >= pointer_to(a) && pointer < pointer_to(a) + a->size) {
+            *at = (off_t)(a->offset + pointer - pointer_to(a));
+            return file_of(a);
+        }
+    return -1;
 }
 
 EXPORT int cuMemAlloc_v2(uint64_t *pointer, size_t size) {
     int code = OUT_OF_MEMORY;
+    struct use *use = &own->uses[current_use];
     enter();
     pthread_mutex_lock(&lock);
     for (struct allocation *a = own->allocations; code != SUCCESS && a < own->allocations + MAX_ALLOCATIONS; ++a) {
         if (a->size != 0)
             continue;
-        if (ftruncate(own->memory_fd, (off_t)(own->next + size)) != 0)
+        if (ftruncate(use->memory_fd, (off_t)(use->next + size)) != 0)
             break;
-        a->offset = own->next;
+        a->use = current_use;
+        a->offset = use->next;
         a->size = size;
-        own->next += size;
-        *pointer = kFirstPointer + a->offset;
+        use->next += size;
+        *pointer = pointer_to(a);
         code = SUCCESS;
     }
     pthread_mutex_unlock(&lock);
@@ -446,15 +498,17 @@ EXPORT int cuMemAlloc_v2(uint64_t *pointer, size_t size) {
 }
 
 EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size) {
+    off_t at = 0;
     enter();
-    const int good = find(to) != NULL && pwrite(own->memory_fd, from, size, (off_t)(to - kFirstPointer)) == (ssize_t)size;
+    const int file = find(to, &at), good = file >= 0 && pwrite(file, from, size, at) == (ssize_t)size;
     leave();
     return good ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t size) {
+    off_t at = 0;
     enter();
-    const int good = find(from) != NULL && pread(own->memory_fd, to, size, (off_t)(from - kFirstPointer)) == (ssize_t)size;
+    const int file = find(from, &at), good = file >= 0 && pread(file, to, size, at) == (ssize_t)size;
     leave();
     return good ? SUCCESS : INVALID_VALUE;
 }
@@ -484,13 +538,14 @@ EXPORT int cuLaunchKernel(void *function, unsigned grid, unsigned grid_y, unsign
         return INVALID_VALUE;
     enter();
     uint32_t *copy = malloc(count * sizeof(uint32_t));
-    const off_t at = (off_t)(numbers - kFirstPointer);
+    off_t at = 0;
+    const int file = find(numbers, &at);
     const ssize_t size = (ssize_t)(count * sizeof(uint32_t));
-    if (copy != NULL && find(numbers) != NULL && pread(own->memory_fd, copy, (size_t)size, at) == size) {
+    if (copy != NULL && file >= 0 && pread(file, copy, (size_t)size, at) == size) {
         for (size_t i = 0; i < count; ++i)
             ++copy[i];
         usleep(KERNEL_USEC);
-        code = pwrite(own->memory_fd, copy, (size_t)size, at) == size ? SUCCESS : INVALID_VALUE;
+        code = pwrite(file, copy, (size_t)size, at) == size ? SUCCESS : INVALID_VALUE;
     }
     free(copy);
     leave();
@@ -509,11 +564,13 @@ struct storage_info {
     uint32_t count;
 };
 
-static int has_storage(void) {
-    int version = 0;
-    cuDriverGetVersion(&version);
-    return version >= STORAGE_VERSION;
+static int version(void) {
+    int number = 0;
+    cuDriverGetVersion(&number);
+    return number;
 }
+
+static int has_storage(void) { return version() >= STORAGE_VERSION; }
 
 struct remote {
     int pid;
@@ -526,14 +583,14 @@ static int copy_out(const struct remote *remote, uint64_t at, void *to, size_t s
     return process_vm_readv(remote->pid, &here, 1, &there, 1, 0) == (ssize_t)size ? 0 : -1;
 }
 
-static int copy_in(const struct remote *remote, uint64_t at, int32_t value) {
-    struct iovec here = {&value, sizeof(value)}, there = {(void *)(remote->address + at), sizeof(value)};
-    return process_vm_writev(remote->pid, &here, 1, &there, 1, 0) == sizeof(value) ? 0 : -1;
+static int copy_in(const struct remote *remote, uint64_t at, void *from, size_t size) {
+    struct iovec here = {from, size}, there = {(void *)(remote->address + at), size};
+    return process_vm_writev(remote->pid, &here, 1, &there, 1, 0) == (ssize_t)size ? 0 : -1;
 }
 
 static int look(struct remote *remote) { return copy_out(remote, 0, &remote->state, sizeof(remote->state)); }
 
-#define SET(remote, field, value) copy_in(remote, offsetof(struct fake_cuda, field), value)
+#define SET(remote, field, value) copy_in(remote, offsetof(struct fake_cuda, field), &(int32_t){value}, sizeof(int32_t))
 
 /* The process that a call of this thread is about. */
 static _Thread_local int subject;
@@ -673,30 +730,55 @@ EXPORT int cuCheckpointProcessCheckpoint(int pid, struct storage_info ***args) {
 }
 
 struct restore_args {
-    struct {
+    const struct pair {
         unsigned char from[16], to[16];
     } *pairs;
     uint32_t count, reserved;
     struct storage_info **storage_out;
 };
 
+/* By the map; 0 where it does not name it. */
+static int new_name(const struct restore_args *args, const char *uuid, char *out) {
+    char from[33] = "";
+    for (uint32_t i = 0; i < args->count; ++i) {
+        text_of(args->pairs[i].from, from);
+        text_of(args->pairs[i].to, out);
+        if (strcmp(from, uuid) == 0)
+            return 1;
+    }
+    return 0;
+}
+
+/* All devices that it has seen have a place here, each its own. */
+static int rename_seen(struct fake_cuda *state, const struct restore_args *args) {
+    char to[33] = "";
+    for (int i = 0; i < state->seen_count; ++i) {
+        if (!new_name(args, state->seen[i], to) || find_device(to) < 0)
+            return INVALID_VALUE;
+        strcpy(state->seen[i], to);
+        for (int other = 0; other < i; ++other)
+            if (strcmp(state->seen[other], to) == 0)
+                return INVALID_VALUE;
+    }
+    return SUCCESS;
+}
+
 /* 0, or what is wrong with the map. */
 static int remap(struct remote *remote, const struct restore_args *args) {
-    char from[33] = "", to[33] = "";
-    for (uint32_t i = 0; args->pairs != NULL && i < args->count; ++i) {
-        text_of(args->pairs[i].from, from);
-        text_of(args->pairs[i].to, to);
-        if (strcmp(from, remote->state.uuid) != 0)
-            continue;
-        const int device = find_device(to);
-        struct iovec here = {to, sizeof(to)};
-        struct iovec there = {(void *)(remote->address + offsetof(struct fake_cuda, uuid)), sizeof(to)};
-        if (device < 0)
+    struct fake_cuda *state = &remote->state;
+    char to[33] = "";
+    const int has_map = args->pairs != NULL && args->count > 0;
+    if (has_map && (version() < PAIRS_VERSION || rename_seen(state, args) != SUCCESS))
+        return INVALID_VALUE;
+    for (int i = 0; i < state->use_count; ++i) {
+        if (has_map && new_name(args, state->uses[i].uuid, to))
+            strcpy(state->uses[i].uuid, to);
+        if (find_device(state->uses[i].uuid) < 0)
             return INVALID_VALUE;
-        SET(remote, device, device);
-        return process_vm_writev(remote->pid, &here, 1, &there, 1, 0) == sizeof(to) ? SUCCESS : OPERATING_SYSTEM;
     }
-    return args->count > 0 || find_device(remote->state.uuid) < 0 ? INVALID_VALUE : SUCCESS;
+    const int good = copy_in(remote, offsetof(struct fake_cuda, uses), state->uses, sizeof(state->uses)) == 0 &&
+                     copy_in(remote, offsetof(struct fake_cuda, seen), state->seen, sizeof(state->seen)) == 0;
+    return good ? SUCCESS : OPERATING_SYSTEM;
 }
 
 EXPORT int cuCheckpointProcessRestore(int pid, const struct restore_args *args) {
@@ -753,10 +835,10 @@ static struct operation {
     int is_open;
     struct remote remote;
     int is_restore;
-    char *memory;
-    struct storage_region region;
+    char *memory[MAX_USES];
+    struct storage_region regions[MAX_USES];
     struct storage_info info;
-    struct stream stream;
+    struct stream streams[MAX_USES];
 } operations[MAX_OPERATIONS];
 
 static pthread_mutex_t operations_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -770,18 +852,34 @@ static int has_contexts(void) {
     return 1;
 }
 
-static int map_memory(struct operation *operation) {
+static void unmap_memory(struct operation *operation) {
+    for (int i = 0; i < MAX_USES; ++i)
+        if (operation->memory[i] != NULL)
+            munmap(operation->memory[i], operation->regions[i].size);
+    memset(operation->memory, 0, sizeof(operation->memory));
+}
+
+/* Of one device. */
+static int map_memory(struct operation *operation, int i) {
+    const struct use *use = &operation->remote.state.uses[i];
     char path[96];
     struct stat about;
-    snprintf(path, sizeof(path), MEMORY "/%d-%s", operation->remote.pid, operation->remote.state.uuid);
+    memory_path(operation->remote.pid, use, path);
     const int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return OPERATING_SYSTEM;
-    operation->memory = fstat(fd, &about) == 0 && about.st_size > 0
-                            ? mmap(NULL, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    void *memory = fstat(fd, &about) == 0 && about.st_size > 0
+                       ? mmap(NULL, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     close(fd);
-    operation->region.size = (size_t)about.st_size;
-    return operation->memory == MAP_FAILED ? OPERATING_SYSTEM : SUCCESS;
+    if (memory == MAP_FAILED)
+        return OPERATING_SYSTEM;
+    operation->memory[i] = memory;
+    pthread_mutex_init(&operation->streams[i].mutex, NULL);
+    operation->streams[i].device = find_device(use->uuid);
+    operation->regions[i] = (struct storage_region){
+        kFirstMapping + (uint64_t)((operation - operations) * MAX_USES + i) * kMappingSpan, (size_t)about.st_size,
+        &operation->streams[i]};
+    return SUCCESS;
 }
 
 static struct operation *new_operation(void) {
@@ -810,17 +908,17 @@ static int begin_storage(struct remote *remote, int command, struct storage_info
     operation->remote = *remote;
     operation->is_restore = command == DO_MAKE_ROOM;
     code = have_done(remote, command);
-    if (code == SUCCESS)
-        code = look(&operation->remote) == 0 ? map_memory(operation) : OPERATING_SYSTEM;
+    if (code == SUCCESS && look(&operation->remote) != 0)
+        code = OPERATING_SYSTEM;
+    const int count = operation->remote.state.use_count;
+    for (int i = 0; i < count && code == SUCCESS; ++i)
+        code = map_memory(operation, i);
     if (code != SUCCESS) {
+        unmap_memory(operation);
         operation->is_open = 0;
         return code;
     }
-    pthread_mutex_init(&operation->stream.mutex, NULL);
-    operation->stream.device = find_device(operation->remote.state.uuid);
-    operation->region.pointer = kFirstMapping + (uint64_t)(operation - operations) * kMappingSpan;
-    operation->region.stream = &operation->stream;
-    operation->info = (struct storage_info){operation, &operation->region, 1};
+    operation->info = (struct storage_info){operation, operation->regions, (uint32_t)count};
     *out = &operation->info;
     return SUCCESS;
 }
@@ -832,9 +930,7 @@ EXPORT int cuCheckpointOperationComplete(struct operation *operation) {
     int code = before("complete");
     if (code != SUCCESS)
         return code;
-    if (operation->memory != NULL)
-        munmap(operation->memory, operation->region.size);
-    operation->memory = NULL;
+    unmap_memory(operation);
     code = have_done(&operation->remote, operation->is_restore ? DO_TAKE_BACK : DO_LET_GO);
     if (code == SUCCESS)
         operation->is_open = 0;
@@ -844,10 +940,12 @@ EXPORT int cuCheckpointOperationComplete(struct operation *operation) {
 /* `pointer` of a mapping here, or NULL. */
 static char *mapped(uint64_t pointer, size_t size) {
     const uint64_t index = (pointer - kFirstMapping) / kMappingSpan, offset = (pointer - kFirstMapping) % kMappingSpan;
-    if (pointer < kFirstMapping || index >= MAX_OPERATIONS || operations[index].memory == NULL ||
-        offset + size > operations[index].region.size)
+    const struct operation *operation = &operations[index / MAX_USES % MAX_OPERATIONS];
+    const int i = (int)(index % MAX_USES);
+    if (pointer < kFirstMapping || index >= MAX_OPERATIONS * MAX_USES || operation->memory[i] == NULL ||
+        offset + size > operation->regions[i].size)
         return NULL;
-    return operations[index].memory + offset;
+    return operation->memory[i] + offset;
 }
 
 static int run_queue(struct stream *stream) {

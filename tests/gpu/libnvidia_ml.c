@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* An emulation of NVIDIA's libnvidia-ml.so.1, as far as the CUDA plugin uses it, for the devices of libcuda.c: who has how
- * much of device memory, all of it on one device. */
+ * much of device memory, and of which. */
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -203,6 +203,63 @@ def on_another_device(t):
 STORAGE, BEFORE_STORAGE = 13040, 13000
 
 
+class Two(Program):
+    """Each of its processes has memory on two devices; of the first one a bit more."""
+    template = "two"
+
+    def sizes(self, now):
+        return [int(self.host.sh(f"stat -c %s {MEMORY}/{now[0][3]}-{device}").out) for device in (FIRST, OTHER)]
+
+
+@case
+def all_devices_of_an_image_have_a_place(t):
+    """The driver wants a map of all of them, or none; and what is in the way of a restore is told at once."""
+    host = program(t).host
+    host.sh(f"systemctl stop {program(t).unit}; rm -f {MEMORY}/[0-9]*")
+    have_driver(host, BEFORE_STORAGE)
+    have_devices(host, FIRST, OTHER)
+    host.write("/etc/systemd/system/two@.service", f"[Service]\n{EMULATED}ExecStart={HOME}/cuda-counter {STATUS}-%i 2 8 two\n")
+    unit = Two(host, "two").start()
+    since = unit.look()
+    unit.crctl("checkpoint")
+    unit.check_down("checkpoint")
+    policy(host, device_map=f"{uuid(FIRST)}={uuid(OTHER)}")
+    for part in (f"{uuid(OTHER)}: would have to take what was on {uuid(FIRST)} and on {uuid(OTHER)}", "device-map"):
+        check_in(part, unit.refuse("restore"), "a map of one of two")
+    policy(host, device_map=f"'{uuid(FIRST)}={uuid(OTHER)},{uuid(OTHER)}={uuid(FIRST)}'")
+    have_driver(host, 12080)
+    host.write(f"{MEMORY}/.devices", f"{OTHER} 10\n")
+    host.sh("mount -t tmpfs tmpfs /proc/driver; mkdir -p /proc/driver/nvidia/capabilities/gpu0/mig/gi1")
+    told = unit.refuse("restore")
+    for part in ("gpu0: is divided into instances", "CUDA driver: is of CUDA 12.8, and puts nothing on another device",
+                 f"{uuid(OTHER)}: has 10 MiB free of the", f"{uuid(FIRST)}: is not here"):
+        check_in(part, told, "all that is in the way of a restore")
+    host.sh("umount /proc/driver")
+    have_devices(host, FIRST, OTHER)
+    have_driver(host, BEFORE_STORAGE)
+    unit.crctl("restore")
+    since = unit.check_counts("the other way around", since)
+    check(unit.sizes(since)[0] < unit.sizes(since)[1], "how much is on which device", unit.sizes(since))
+    have_driver(host, STORAGE)
+    unit.crctl("checkpoint")
+    unit.crctl("restore")
+    since = unit.check_counts("and back, by files", since)
+    check(unit.sizes(since)[0] > unit.sizes(since)[1], "how much is on which device again", unit.sizes(since))
+    unit.crctl("checkpoint")
+    host.sh(f"rm -rf /var/lib/checkpointd/{unit.unit}")
+    policy(host, device_map=f"{uuid(FIRST)}={uuid(OTHER)}")
+    one = program(t)
+    since = one.start().look()
+    one.crctl("checkpoint")
+    host.sh(f"rm -f {MEMORY}/[0-9]*")
+    one.crctl("restore")
+    one.check_counts("on the device that it did not use", since)
+    check_equal(sorted(one.device_files()), sorted(f"{process[3]}-{OTHER}" for process in since), "device memory")
+    policy(host, enabled="yes")
+    have_driver(host, BEFORE_STORAGE)
+    host.sh(f"systemctl stop {one.unit}; rm -f {MEMORY}/.devices {MEMORY}/[0-9]*")
+
+
 class Refused(Program):
     """The second of its processes has managed memory, or offers memory to others."""
     template = "refused"
@@ -584,15 +641,15 @@ def who_comes_while_the_checkpoint_begins(t):
     host = program(t).host
     host.write("/etc/systemd/system/late@.service", f"""[Service]
 {EMULATED}ExecStart=bash -c '{HOME}/cuda-counter {STATUS}-%i 2 8 & until [ -e /run/late ]; do sleep 0.05; done; \
-exec {HOME}/cuda-counter {STATUS}-late 1 8'
+exec {HOME}/cuda-counter {STATUS}-later 1 8'
 """)
-    unit = Late(host).start()
+    unit = Late(host, "late").start()
     since = unit.look()
     have_faults(host, "lock hang")
     host.sh(f"systemd-run -q -u verb -- sh -c 'crctl checkpoint {unit.unit} --mode snapshot 2>/run/told'")
     wait_for(lambda: host.exists(f"{MEMORY}/.in-lock"), "the driver is in lock")
     host.sh("touch /run/late")
-    wait_for(lambda: host.exists(f"{STATUS}-late-0"), "the third one computes")
+    wait_for(lambda: host.exists(f"{STATUS}-later-0"), "the third one computes")
     have_faults(host)
     wait_for(lambda: host.unit("verb.service")["ActiveState"] == "failed", "the checkpoint has failed")
     told = host.sh("systemctl reset-failed verb.service; cat /run/told").out
@@ -602,7 +659,7 @@ exec {HOME}/cuda-counter {STATUS}-late 1 8'
     unit.check_no_trace("refused")
     unit.crctl("checkpoint", "--mode", "snapshot")
     unit.check_counts("all three", since)
-    host.sh(f"systemctl stop {unit.unit} {program(t).unit}; rm -f /run/late /run/told {STATUS}-late-0 {MEMORY}/[0-9]*")
+    host.sh(f"systemctl stop {unit.unit} {program(t).unit}; rm -f /run/late /run/told {STATUS}-later-0 {MEMORY}/[0-9]*")
 
 
 @case
