@@ -29,7 +29,7 @@ Result<void> dump(const Options& options, const Log& log, int image_dir_fd, Plug
     request.target = TreeTarget{options.tree};
     request.image_dir_fd = image_dir_fd;
     request.externals = options.externals;
-    request.deadline = steps.deadline();
+    request.deadline = steps.given_deadline();
     request.plugins = plugins;
     request.goes_on = options.leave_running && !options.leave_stopped;
     CheckpointStats stats;

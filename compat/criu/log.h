@@ -36,7 +36,13 @@ class LoggedSteps : public Steps {
     LoggedSteps(const Log& log, std::optional<std::chrono::seconds> timeout);
     Result<void> enter(std::string_view step) override;
     void giving_back(std::chrono::microseconds most) override;
-    std::optional<std::chrono::steady_clock::time_point> deadline() const { return deadline_; }
+    std::chrono::steady_clock::time_point deadline() const override {
+        return deadline_.value_or(std::chrono::steady_clock::time_point::max());
+    }
+    // None where --timeout gives none.
+    std::optional<std::chrono::steady_clock::time_point> given_deadline() const {
+        return deadline_;
+    }
 
   private:
     const Log& log_;
