@@ -91,8 +91,8 @@ static int toggle(int pid) {
     int state = 0, code = cuCheckpointProcessGetState(pid, &state);
     if (code != 0)
         return code;
-    code = act(state == 0 ? "lock" : "restore", pid, NULL);
-    return code != 0 ? code : act(state == 0 ? "checkpoint" : "unlock", pid, NULL);
+    code = act(state == 0 ? "lock" : "restore", pid, NULL, NULL);
+    return code != 0 ? code : act(state == 0 ? "checkpoint" : "unlock", pid, NULL, NULL);
 }
 
 int main(int argc, char **argv) {
