@@ -61,12 +61,6 @@ Result<void> name_too_old(Error driver, const std::vector<pid_t>& pids) {
     return outcome(std::move(blockers));
 }
 
-// For whoever reads the others.
-Error here(ErrorKind kind, const Answer& devices) {
-    return {kind, "CUDA driver", fmt::format("is of CUDA {} and has {} device{}", version_text(devices), devices.device_count,
-                                             devices.device_count == 1 ? "" : "s"), {}, 0, {}};
-}
-
 }  // namespace
 
 Result<CheckpointFacts> check_checkpoint(Backend& backend, const Settings& settings, const std::vector<pid_t>& pids,
@@ -84,7 +78,7 @@ Result<CheckpointFacts> check_checkpoint(Backend& backend, const Settings& setti
     append(blockers, std::move(of_processes));
     append(blockers, of_others(pids, processes, find_leftovers));
     if (!blockers.empty())
-        blockers.push_back(here(blockers.front().kind, devices));
+        blockers.push_back(about(devices, blockers.front().kind));
     CKPT_TRY(outcome(std::move(blockers)));
     return facts;
 }

@@ -5,6 +5,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <csignal>
 #include <cstdio>
 #include <fcntl.h>
 #include <spawn.h>
@@ -19,6 +20,9 @@
 extern char** environ;
 
 namespace checkpointd::cuda {
+
+const char* const kHelperProgram = CHECKPOINTD_CUDA_HELPER;
+
 namespace {
 
 constexpr std::array<std::string_view, 4> kStates = {"running", "locked", "checkpointed", "failed"};
@@ -115,12 +119,45 @@ Answer translate(const Request& request, int status, const std::string& output) 
 
 }  // namespace
 
+// One that does not answer is as good as none: then nothing is known.
+Answer CommandBackend::ask_teller(const Request& request, Deadline deadline) const {
+    Answer none, answer;
+    none.code = kNotSupported;
+    std::vector<std::string> words{teller_, "--devices"};
+    if (request.operation == Operation::kUsage)
+        words.push_back(std::to_string(request.pid));
+    const auto running = start(words, -1);
+    if (!running)
+        return none;
+    const bool ended = wait_readable(running->pidfd.get(), soon(deadline));
+    if (!ended)
+        (void)kill(running->pid, SIGKILL);
+    if (!ended || waitpid(running->pid, nullptr, __WALL) != running->pid)
+        return none;
+    const bool is_whole = pread(running->output.get(), &answer, sizeof(answer), 0) == sizeof(answer);
+    return is_whole && answer.version == kMessageVersion && answer.code == kSuccess ? answer : none;
+}
+
 Result<Answer> CommandBackend::ask(const Request& request, Deadline deadline, int) {
-    if (request.operation >= Operation::kMapCheckpoint || request.operation == Operation::kUsage) {
+    if (request.operation == Operation::kUsage)
+        return ask_teller(request, deadline);
+    if (request.operation >= Operation::kMapCheckpoint) {
         Answer none;
         none.code = kNotSupported;
         return none;
     }
+    CKPT_ASSIGN(const Answer answer, run(request, deadline));
+    if (request.operation != Operation::kMemory || answer.code != kSuccess)
+        return answer;
+    Answer devices = ask_teller(request, deadline);
+    if (devices.code != kSuccess)
+        return answer;
+    if (answer.value < kPairsVersion)
+        devices.value = std::min(devices.value, answer.value);  // the command is older than the driver
+    return devices;
+}
+
+Result<Answer> CommandBackend::run(const Request& request, Deadline deadline) {
     ScopedFd turn;
     if (request.pid != 0) {
         CKPT_ASSIGN(turn, take_turn(turns_, request.pid, deadline, threads()));

@@ -270,6 +270,39 @@ TEST(CudaCommand, NobodyOvertakesOneThatIsUnderWay) {
     std::filesystem::remove_all(folder);
 }
 
+// Answers that, whatever it is asked.
+std::string made_teller(const std::string& folder, const Answer& answer) {
+    std::ofstream(folder + "/answer").write(reinterpret_cast<const char*>(&answer), sizeof(answer));
+    std::ofstream(folder + "/teller") << "#!/bin/sh\nexec cat " << folder << "/answer\n";
+    std::filesystem::permissions(folder + "/teller", std::filesystem::perms::owner_all);
+    return folder + "/teller";
+}
+
+TEST(CudaCommand, AnotherTellsOfMemory) {
+    char folder[] = "/tmp/cuda-test-XXXXXX";
+    ASSERT_NE(mkdtemp(folder), nullptr);
+    const std::string command = std::string(folder) + "/cuda-checkpoint";
+    std::ofstream(command) << "#!/bin/sh\necho --action --device-map\n";
+    std::filesystem::permissions(command, std::filesystem::perms::owner_all);
+    CommandBackend none(command, folder, std::string(folder) + "/nobody");
+    auto nothing = ask_devices(none, kDeadline);
+    ASSERT_TRUE(nothing) << nothing.error().text();
+    EXPECT_THAT(about(*nothing, ErrorKind::kConflict).line(), HasSubstr("whether there is memory enough was not looked at"));
+    EXPECT_EQ(none.ask(request_for(Operation::kUsage, 12), kDeadline, -1)->code, kNotSupported);
+    CommandBackend told(command, folder, made_teller(folder, two_devices()));
+    auto devices = ask_devices(told, kDeadline);
+    ASSERT_TRUE(devices) << devices.error().text();
+    EXPECT_THAT(about(*devices, ErrorKind::kConflict).line(), HasSubstr("is of CUDA 13.4 and has 2 devices"));
+    EXPECT_EQ(told.ask(request_for(Operation::kUsage, 12), kDeadline, -1)->device_count, 2u);
+    std::ofstream(command) << "#!/bin/sh\necho --action\n";
+    EXPECT_EQ(ask_devices(told, kDeadline)->value, kBaseVersion) << "one that knows no maps";
+    Answer old = two_devices();
+    old.value = 12000;
+    (void)made_teller(folder, old);
+    EXPECT_THAT(ask_devices(told, kDeadline).error().line(), HasSubstr("it is of CUDA 12.0"));
+    std::filesystem::remove_all(folder);
+}
+
 TEST(CudaHelper, OneThatDoesNotAnswerIsNoHelper) {
     using Clock = std::chrono::steady_clock;
     int ends[2];

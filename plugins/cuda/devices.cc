@@ -11,7 +11,8 @@ Result<Answer> ask_devices(Backend& backend, Backend::Deadline deadline) {
     CKPT_ASSIGN(Answer answer, backend.ask(request, soon(deadline)));
     if (answer.code == kSuccess && answer.value >= kBaseVersion)
         return answer;
-    return fail(ErrorKind::kUnsupported, "CUDA driver", fmt::format("cannot checkpoint processes: {}", answer.text),
+    const std::string why = answer.code == kSuccess ? fmt::format("it is of CUDA {}", version_text(answer)) : answer.text;
+    return fail(ErrorKind::kUnsupported, "CUDA driver", fmt::format("cannot checkpoint processes: {}", why),
                 "install a driver of version 570 (CUDA 12.8) or newer");
 }
 
@@ -24,6 +25,15 @@ uint64_t taken_bytes(const Answer& devices) {
 
 std::string version_text(const Answer& devices) {
     return fmt::format("{}.{}", devices.value / 1000, devices.value % 1000 / 10);
+}
+
+// No driver that can be asked is without a device: only the command tells of none.
+Error about(const Answer& devices, ErrorKind kind) {
+    if (devices.device_count == 0)
+        return {kind, "CUDA driver", "is asked by the command, and libnvidia-ml.so.1 does not tell of its devices: whether there "
+                                     "is memory enough was not looked at", {}, 0, {}};
+    return {kind, "CUDA driver", fmt::format("is of CUDA {} and has {} device{}", version_text(devices), devices.device_count,
+                                             devices.device_count == 1 ? "" : "s"), {}, 0, {}};
 }
 
 const Device* find_device(const Answer& devices, const Uuid& uuid) {

@@ -18,6 +18,8 @@ Result<Answer> ask_devices(Backend& backend, Backend::Deadline deadline);
 uint64_t taken_bytes(const Answer& devices);
 // The driver's, as "13.4".
 std::string version_text(const Answer& devices);
+// Who answered, for whoever reads what is in the way.
+Error about(const Answer& devices, ErrorKind kind);
 
 // Null where it is not among them.
 const Device* find_device(const Answer& devices, const Uuid& uuid);

@@ -142,6 +142,19 @@ void serve(const ScopedFd& connection, Desk& desk) {
     }
 }
 
+// `checkpointd-cuda --devices [PID]`, for whoever has the command cuda-checkpoint, which tells of no memory: without libcuda.so.1.
+int tell_devices(const char* pid) {
+    Answer answer;
+    if (pid != nullptr) {
+        answer = usage_of(std::atoi(pid));
+    } else {
+        const auto devices = devices_by_nvml();
+        answer = devices.value_or(answer);
+        answer.code = devices ? kSuccess : kNotSupported;
+    }
+    return write(STDOUT_FILENO, &answer, sizeof(answer)) == sizeof(answer) ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
 // The plugin's way from state to state, without a socket between.
 class OwnBackend : public Backend {
   public:
@@ -220,6 +233,8 @@ class Server {
 
 int main(int argc, char** argv) {
     using namespace checkpointd::cuda;
+    if (argc >= 2 && std::string(argv[1]) == "--devices")
+        return tell_devices(argc > 2 ? argv[2] : nullptr);
     const bool is_private = argc == 3 && std::string(argv[1]) == "--fd";
     if (!is_private && getenv("LISTEN_FDS") == nullptr) {
         fmt::print(stderr, "checkpointd-cuda is started by checkpointd-cuda.socket, or with --fd N\n");

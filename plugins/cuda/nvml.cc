@@ -18,6 +18,11 @@ struct ProcessInfo {
     unsigned compute_instance;
 };
 
+// nvmlMemory_t.
+struct Memory {
+    unsigned long long total, free, used;
+};
+
 constexpr int kGood = 0;                // NVML_SUCCESS
 constexpr int kMoreThanFits = 7;        // NVML_ERROR_INSUFFICIENT_SIZE
 constexpr unsigned long long kUnknown = ~0ull;  // NVML_VALUE_NOT_AVAILABLE
@@ -29,6 +34,8 @@ struct Nvml {
     int (*device)(unsigned, void**) = nullptr;
     int (*uuid)(void*, char*, unsigned) = nullptr;
     int (*processes)(void*, unsigned*, ProcessInfo*) = nullptr;
+    int (*memory)(void*, Memory*) = nullptr;
+    int (*version)(int*) = nullptr;
 
     bool load() {
         void* library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
@@ -39,7 +46,8 @@ struct Nvml {
         return library != nullptr && find("nvmlInit_v2", init) && find("nvmlShutdown", shutdown) &&
                find("nvmlDeviceGetCount_v2", count) && find("nvmlDeviceGetHandleByIndex_v2", device) &&
                find("nvmlDeviceGetUUID", uuid) &&
-               find("nvmlDeviceGetComputeRunningProcesses_v3", processes);
+               find("nvmlDeviceGetComputeRunningProcesses_v3", processes) && find("nvmlDeviceGetMemoryInfo", memory) &&
+               find("nvmlSystemGetCudaDriverVersion_v2", version);
     }
 };
 
@@ -96,7 +104,32 @@ std::optional<std::vector<Device>> usage_of(const Nvml& nvml, pid_t pid) {
     return usage.empty() ? std::nullopt : std::optional(usage);
 }
 
+std::optional<Answer> devices_of(const Nvml& nvml) {
+    Answer answer;
+    unsigned count = 0;
+    if (nvml.version(&answer.value) != kGood || nvml.count(&count) != kGood || count > kMaxDevices)
+        return std::nullopt;
+    for (unsigned i = 0; i < count; ++i) {
+        void* device = nullptr;
+        Memory memory{};
+        const auto uuid = nvml.device(i, &device) == kGood ? uuid_of(nvml, device) : std::nullopt;
+        if (!uuid || nvml.memory(device, &memory) != kGood)
+            return std::nullopt;
+        answer.devices[answer.device_count++] = {*uuid, memory.total, memory.free};
+    }
+    return answer;
+}
+
 }  // namespace
+
+std::optional<Answer> devices_by_nvml() {
+    Nvml nvml;
+    if (!nvml.load() || nvml.init() != kGood)
+        return std::nullopt;
+    auto devices = devices_of(nvml);
+    (void)nvml.shutdown();
+    return devices;
+}
 
 std::optional<std::vector<Device>> device_memory_of(pid_t pid) {
     Nvml nvml;

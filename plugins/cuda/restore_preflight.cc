@@ -85,8 +85,10 @@ void Check::with(const WantedDevices& wanted, const Answer& here) {
     CompleteMap map = complete_map(wanted.devices, settings_.device_map, here);
     note(std::move(map.blockers));
     take_map(std::move(map.pairs), here);
-    if (!settings_.by_command)  // which does not tell which devices there are
+    if (here.device_count > 0)  // else nobody told
         note(find_missing(wanted.devices, here, facts_.pairs, settings_.checks_memory));
+    else if (!blockers_.empty())
+        note(about(here, blockers_.front().kind));
 }
 
 Result<RestoreFacts> Check::finish() && {

@@ -47,8 +47,10 @@ TEST_F(CudaRestorePreflight, RoomIsLookedForWhereItWillBeNeeded) {
     EXPECT_EQ(facts->processes, 2u);
     settings_.device_map = {{*parse_uuid(kOne), *parse_uuid(kTwo)}};
     EXPECT_FALSE(check()) << "5 GiB are free there";
-    settings_.by_command = true;
-    EXPECT_TRUE(check()) << "it tells of no devices";
+    driver_.devices.device_count = 0;
+    EXPECT_TRUE(check()) << "nobody tells of devices";
+    driver_.devices.value = kBaseVersion;
+    EXPECT_THAT(check().error().text(), HasSubstr("whether there is memory enough was not looked at"));
 }
 
 TEST_F(CudaRestorePreflight, AMapIsForADriverThatKnowsIt) {

@@ -890,4 +890,37 @@ def by_the_command(t):
     policy(unit.host, enabled="yes")
 
 
+@case
+def by_the_command_that_tells_of_no_memory(t):
+    """libnvidia-ml.so.1 does; without it, it is said that nobody has looked."""
+    unit = program(t)
+    command = {"backend": "command", "command": f"{HOME}/cuda-checkpoint"}
+    policy(unit.host, **command)
+    unit.host.sh("mount -t tmpfs tmpfs /proc/driver; mkdir -p /proc/driver/nvidia/capabilities/gpu0/mig/gi1")
+    check_in("whether there is memory enough was not looked at", unit.refuse("checkpoint"), "without libnvidia-ml.so.1")
+    unit.host.sh(f"umount /proc/driver; systemctl set-environment LD_LIBRARY_PATH={HOME}")
+    have_devices(unit.host, FIRST, OTHER)
+    unit.host.sh(f"systemctl stop {unit.unit}; rm -f {MEMORY}/[0-9]*")
+    since = unit.start().look()
+    of_one = f"{MEMORY}/{since[0][3]}-{FIRST}"
+    size = unit.host.sh(f"stat -c %s {of_one}").out
+    unit.host.write(f"{MEMORY}/.devices", f"{FIRST} 16000000\n{OTHER} 1024\n")
+    unit.host.sh(f"truncate -s 8T {of_one}")
+    told = unit.refuse("checkpoint")
+    for part in ("host memory: has", "CUDA driver: is of CUDA 13.0 and has 2 devices"):
+        check_in(part, told, "what is in the way")
+    unit.host.sh(f"truncate -s {size.strip()} {of_one}")
+    have_devices(unit.host, FIRST, OTHER)
+    unit.crctl("checkpoint")
+    unit.host.write(f"{MEMORY}/.devices", f"{FIRST} 10\n{OTHER} 10\n")
+    check_in(f"{uuid(FIRST)}: has 10 MiB free of the", unit.refuse("restore"), "a device that is too small")
+    have_devices(unit.host, FIRST, OTHER)
+    policy(unit.host, device_map=f"{uuid(FIRST)}={uuid(OTHER)}", **command)
+    unit.crctl("restore")
+    unit.check_counts("on the other device", since)
+    check_equal(sorted(unit.device_files()), sorted(f"{one[3]}-{OTHER}" for one in since), "device memory")
+    policy(unit.host, enabled="yes")
+    unit.host.sh(f"systemctl unset-environment LD_LIBRARY_PATH; systemctl stop {unit.unit}; rm {MEMORY}/.devices {MEMORY}/[0-9]*")
+
+
 harness.main()
