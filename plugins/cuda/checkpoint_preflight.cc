@@ -25,7 +25,8 @@ Error lacks_storage() {
             "install a driver of version 615 or newer, or set plugins: {cuda: {storage: auto}}", 0, {}};
 }
 
-Result<std::vector<Error>> check_processes(const std::vector<Process>& processes, Backend::Deadline deadline) {
+Result<std::vector<Error>> check_processes(const std::vector<Process>& processes, const Settings& settings,
+                                           Backend::Deadline deadline) {
     std::vector<Error> blockers;
     for (const Process& process : processes) {
         CKPT_ASSIGN(const ProcessState state, process.state(soon(deadline)));
@@ -34,6 +35,8 @@ Result<std::vector<Error>> check_processes(const std::vector<Process>& processes
                                 "is locked or checkpointed by somebody else already",
                                 "bring it back: cuda-checkpoint --toggle --pid PID", 0, {}});
         append(blockers, find_mps(process.pid()));
+        if (settings.checks_ipc)
+            append(blockers, find_ipc(process.pid()));
     }
     return blockers;
 }
@@ -74,7 +77,7 @@ Result<CheckpointFacts> check_checkpoint(Backend& backend, const Settings& setti
         CKPT_TRY(facts.usage.measure(process, deadline));
     if (!facts.stores && settings.checks_memory)
         append(blockers, facts.usage.check_host_memory());
-    CKPT_ASSIGN(auto of_processes, check_processes(processes, deadline));
+    CKPT_ASSIGN(auto of_processes, check_processes(processes, settings, deadline));
     append(blockers, std::move(of_processes));
     append(blockers, of_others(pids, processes, find_leftovers));
     if (!blockers.empty())

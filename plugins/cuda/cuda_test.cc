@@ -57,13 +57,13 @@ TEST(CudaSettings, AreRead) {
 
 TEST(CudaSettings, AllThatIsWrongIsToldAtOnce) {
     auto wrong = read({{"backend", "magic"}, {"lock-timeout", "soon"}, {"checkpoint-timeout", "0"},
-                       {"on-timeout", "panic"}, {"check-memory", "maybe"}, {"device-map", "GPU-1=GPU-2"},
+                       {"on-timeout", "panic"}, {"check-memory", "maybe"}, {"device-map", "GPU-1=GPU-2"}, {"check-ipc", "perhaps"},
                        {"storage", "tape"}});
     EXPECT_THAT(read({{"device-map", fmt::format("{}={},{}={}", kOne, kTwo, kOne, kOne)}}).error().text(),
                 HasSubstr("it is named twice"));
     ASSERT_FALSE(wrong);
     EXPECT_EQ(wrong.error().kind, ErrorKind::kBadInput);
-    EXPECT_EQ(wrong.error().causes.size(), 7u) << wrong.error().text();
+    EXPECT_EQ(wrong.error().causes.size(), 8u) << wrong.error().text();
     EXPECT_THAT(wrong.error().text(), HasSubstr("allowed: command, driver-api"));
 }
 
@@ -145,6 +145,21 @@ TEST(CudaPreflight, InstancesAreNamedByDevice) {
     ASSERT_EQ(blockers.size(), 1u);
     EXPECT_THAT(blockers[0].line(), HasSubstr("gpu1: is divided into instances"));
     EXPECT_TRUE(find_instances(top).empty()) << "no driver";
+}
+
+TEST(CudaPreflight, EventsForOthersAreNamed) {
+    EXPECT_TRUE(find_ipc(getpid()).empty());
+    char path[] = "/dev/shm/cuda.shm.test.XXXXXX";
+    ScopedFd file(mkstemp(path));
+    ASSERT_TRUE(file);
+    ASSERT_EQ(ftruncate(file.get(), 4096), 0);
+    void* mapped = mmap(nullptr, 4096, PROT_READ, MAP_SHARED, file.get(), 0);
+    unlink(path);
+    ASSERT_NE(mapped, MAP_FAILED);
+    const auto blockers = find_ipc(getpid());
+    munmap(mapped, 4096);
+    ASSERT_EQ(blockers.size(), 1u);
+    EXPECT_THAT(blockers[0].line(), HasSubstr(fmt::format("(CUDA): has {} (deleted) mapped", path)));
 }
 
 TEST(CudaPreflight, OfStagingAllThatCanBeTakenCounts) {

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <set>
 #include <sys/socket.h>
 
@@ -22,7 +23,9 @@ namespace {
 
 constexpr std::string_view kDevices = "/dev/nvidia";
 constexpr std::string_view kSocket = "socket:[";
-constexpr const char* kPipeVariable = "CUDA_MPS_PIPE_DIRECTORY=";
+constexpr const char* kPipeVariable = "CUDA_MPS_PIPE_DIRECTORY";
+constexpr const char* kJobVariable = "CUDA_CHECKPOINT_JOB_FILE";
+constexpr const char* kEventFile = "/cuda.shm.";  // cuda.shm.UID.PID.NUMBER, in /dev/shm
 constexpr const char* kPipes = "/tmp/nvidia-mps";
 
 Error blocker(ErrorKind kind, std::string object, std::string message, std::string remedy) {
@@ -53,14 +56,12 @@ std::string devices_of(pid_t pid) {
     return fmt::format("{}", fmt::join(devices, ", "));
 }
 
-// Where its server would be; as the program sees it, which is enough to tell a name.
-std::string mps_pipes_of(pid_t pid) {
+// As the program was started with it.
+std::optional<std::string> variable_of(pid_t pid, const std::string& name) {
     auto text = read_file(AT_FDCWD, fmt::format("/proc/{}/environ", pid));
     const std::string all = text ? std::string(1, 0) + *text : std::string();
-    const size_t at = all.find(std::string(1, 0) + kPipeVariable);
-    if (at == std::string::npos)
-        return kPipes;
-    return all.c_str() + at + 1 + std::string_view(kPipeVariable).size();
+    const size_t at = all.find(std::string(1, 0) + name + "=");
+    return at == std::string::npos ? std::nullopt : std::optional<std::string>(all.c_str() + at + name.size() + 2);
 }
 
 // The name that the other end of a unix socket is bound to; empty for all else.
@@ -132,7 +133,8 @@ std::vector<Error> find_newcomers(pid_t pid) {
 }
 
 std::vector<Error> find_mps(pid_t pid) {
-    const std::string pipes = mps_pipes_of(pid) + "/";
+    // Where its server would be, as the program sees it, which is enough to tell a name.
+    const std::string pipes = variable_of(pid, kPipeVariable).value_or(kPipes) + "/";
     for (const auto& [number, target] : descriptors_of(pid))
         if (target.starts_with(kSocket))
             if (const std::string peer = peer_of(pid, number, target); peer.starts_with(pipes))
@@ -140,6 +142,19 @@ std::vector<Error> find_mps(pid_t pid) {
                                 fmt::format("works through the multi-process service (MPS) at {}", peer),
                                 "run it without: the driver cannot checkpoint what a server does for several")};
     return {};
+}
+
+std::vector<Error> find_ipc(pid_t pid) {
+    auto maps = read_file(AT_FDCWD, fmt::format("/proc/{}/maps", pid));
+    const size_t name = maps ? maps->find(kEventFile) : std::string::npos;
+    if (name == std::string::npos || variable_of(pid, kJobVariable))
+        return {};
+    const size_t start = maps->rfind(' ', name) + 1;
+    return {blocker(ErrorKind::kUnsupported, fmt::format("pid {} (CUDA)", pid),
+                    fmt::format("has {} mapped, where CUDA has events for other processes (IPC), or what it does through the "
+                                "multi-process service (MPS)", maps->substr(start, maps->find('\n', start) - start)),
+                    "let it do without; start it by cuda-checkpoint --launch-job, with driver 610; or leave it to the driver to "
+                    "refuse: plugins: {cuda: {check-ipc: no}}")};
 }
 
 std::vector<Error> check_staging(const std::vector<Staging>& processes, uint64_t most) {

@@ -26,6 +26,10 @@ std::vector<Error> find_newcomers(pid_t pid);
 // Work that goes through NVIDIA's multi-process service, whose server has the state then.
 std::vector<Error> find_mps(pid_t pid);
 
+// Events for other processes (cuIpcGetEventHandle()), by the file that the driver has for them; not of a program of
+// `cuda-checkpoint --launch-job`, which the driver may be able to carry.
+std::vector<Error> find_ipc(pid_t pid);
+
 // What each process must be able to put into host memory.
 struct Staging {
     pid_t pid = 0;

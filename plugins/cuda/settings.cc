@@ -8,7 +8,7 @@ namespace checkpointd::cuda {
 
 const char* const kSettingNames[] = {"backend",    "command",      "lock-timeout", "checkpoint-timeout",
                                      "on-timeout", "check-memory", "device-map",   "storage",
-                                     nullptr};
+                                     "check-ipc",  nullptr};
 
 namespace {
 
@@ -59,6 +59,7 @@ Result<Settings> Settings::read(const SettingReader::Get& get) {
     reader.take_span("checkpoint-timeout", settings.checkpoint_timeout, "5min 20s");
     reader.take("on-timeout", settings.on_timeout, parse_on_timeout);
     reader.take_switch("check-memory", settings.checks_memory);
+    reader.take_switch("check-ipc", settings.checks_ipc);
     reader.take("storage", settings.storage, parse_storage);
     reader.take("device-map", settings.device_map, parse_device_map);
     CKPT_TRY(reader.finish());

@@ -29,6 +29,7 @@ struct Settings {
     std::chrono::milliseconds checkpoint_timeout{600000};  // of one process; also of its restore
     OnTimeout on_timeout = OnTimeout::kResume;
     bool checks_memory = true;
+    bool checks_ipc = true;
     StorageWanted storage = StorageWanted::kAuto;
     std::vector<GpuPair> device_map;
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A program on a GPU, or on the emulation of one: each of its processes has numbers in device memory that a kernel
- * increments, and reads them back after each time. usage: cuda-counter STATUS PROCESSES MIB [odd|managed|ipc|two]. STATUS-K of
+ * increments, and reads them back after each time. usage: cuda-counter STATUS PROCESSES MIB [odd|managed|ipc|event|two]. STATUS-K of
  * process K has, as 64-bit numbers: rounds, numbers that were wrong, errors of calls, PID. Odd: each has a connection to
  * $CUDA_MPS_PIPE_DIRECTORY/control, and forks a child that does nothing. Managed, ipc: the last one has managed memory, or
- * offers memory to other processes. Two: each has as much on a second device.
+ * offers memory or an event to other processes. Two: each has as much on a second device.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -146,11 +146,26 @@ static int use_second(void *first, uint64_t *pattern, size_t size, unsigned seed
     return found == NULL || cuCtxCreate(&second, 0, 1) != 0 || fill(pattern, size, seed) != 0 || set_current(first) != 0;
 }
 
+static int offer_event(void) {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW), *event = NULL;
+    void *found[] = {library != NULL ? dlsym(library, "cuEventCreate") : NULL,
+                     library != NULL ? dlsym(library, "cuIpcGetEventHandle") : NULL};
+    int (*create)(void **event, unsigned flags);
+    int (*get_handle)(void *handle, void *event);
+    char handle[64];
+    memcpy(&create, &found[0], sizeof(create));
+    memcpy(&get_handle, &found[1], sizeof(get_handle));
+    return found[0] == NULL || found[1] == NULL ||
+           create(&event, 2 | 4 /* CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS */) != 0 || get_handle(handle, event) != 0;
+}
+
 static int do_more(const char *what, int is_last, uint64_t device) {
     if (strcmp(what, "odd") == 0)
         return be_odd();
     if (strcmp(what, "managed") == 0)
         return is_last && have_managed();
+    if (strcmp(what, "event") == 0)
+        return is_last && offer_event();
     return strcmp(what, "ipc") != 0 || (is_last && offer(device));
 }
 

@@ -292,6 +292,29 @@ def what_the_driver_refuses_to_checkpoint(t):
     have_driver(host, BEFORE_STORAGE)
 
 
+@case
+def events_for_others_are_named_before_anything_is_locked(t):
+    """By the file that the driver has for them; unless the policy, or the way that the program was started, leaves it to the driver."""
+    host = program(t).host
+    host.write("/etc/systemd/system/refused@.service",
+               f"[Service]\n{EMULATED}ExecStart={HOME}/cuda-counter {STATUS}-%i 2 8 %i\n")
+    host.run("systemctl", "daemon-reload")
+    unit = Refused(host, "event").start()
+    since = unit.look()
+    have_faults(host, "lock fail 999")
+    check_in(f"pid {since[1][3]} (CUDA): has /dev/shm/cuda.shm.0.{since[1][3]:x}.1 mapped", unit.refuse("checkpoint"), "who is in the way")
+    have_faults(host)
+    unit.check_counts("refused", since)
+    policy(host, check_ipc="no")
+    check_in("the driver did not checkpoint it", unit.refuse("checkpoint"), "as the policy says")
+    policy(host, enabled="yes")
+    host.drop_in(unit.unit, "[Service]\nEnvironment=CUDA_CHECKPOINT_JOB_FILE=/proc/self/fd/3\n")
+    unit.start()
+    check_in("the driver did not checkpoint it", unit.refuse("checkpoint"), "of a program that cuda-checkpoint has started")
+    host.sh(f"systemctl stop {unit.unit}; rm -f /dev/shm/cuda.shm.*")
+    host.sh(f"for f in {MEMORY}/[0-9]*; do p=${{f##*/}}; test -e /proc/${{p%%-*}} || rm $f; done")
+
+
 ODD = f"""[Service]
 Environment=LD_LIBRARY_PATH={HOME} CUDA_MPS_PIPE_DIRECTORY=/run/mps
 ExecStart={HOME}/cuda-counter {STATUS}-odd 1 8 odd
