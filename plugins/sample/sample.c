@@ -10,6 +10,9 @@
  * mappings of files FOLDER/NAME.memory. These come back as mappings of NAME.memory.new, a page further on in the file,
  * which transfer() fills while the processes rebuild the rest of their memory.
  *
+ * A restore asks which files the image has, and leaves their names in FOLDER/images; each restored task writes its number
+ * to FOLDER/in_task.
+ *
  * With the setting "undo-time" undo() takes so many milliseconds. With "waits" for "transfer" that moves nothing before
  * FOLDER/go is there, and fails after 20 seconds.
  */
@@ -54,6 +57,7 @@ struct sample {
     size_t count;
     uint64_t undo;
     unsigned undo_ms;
+    int fails_in_task;
     int waits; /* setting "transfer" */
     struct owned_file files[MOST];
     size_t file_count;
@@ -177,6 +181,7 @@ static int sample_open(const struct ckptd_host *host, enum ckptd_purpose purpose
     self->host = host;
     self->purpose = purpose;
     self->failing = host->setting(host->context, "fail");
+    self->fails_in_task = self->failing != NULL && strcmp(self->failing, "in_task") == 0;
     const char *undo_ms = host->setting(host->context, "undo-time");
     self->undo_ms = undo_ms == NULL ? 0 : (unsigned)strtoul(undo_ms, NULL, 10);
     const char *transfer = host->setting(host->context, "transfer");
@@ -191,12 +196,38 @@ static void sample_close(void *self) {
     free(self);
 }
 
+struct listing {
+    FILE *names;
+    int has_content;
+};
+
+static void take_name(void *out, const char *name) {
+    struct listing *listing = out;
+    fprintf(listing->names, "%s\n", name);
+    if (strcmp(name, "sample-device.txt") == 0)
+        listing->has_content = 1;
+}
+
+/* An image without what the device knew is told before anything is made. */
+static int check_images(const struct sample *self, const struct ckptd_call *call) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%s/images", self->folder);
+    struct listing listing = {.names = fopen(path, "we")};
+    if (listing.names == NULL)
+        return fail(call, errno, "sample device", "cannot write down which files there are");
+    const int done = self->host->list_images(self->host->context, take_name, &listing);
+    const int code = errno;
+    if (fclose(listing.names) != 0 || done != 0)
+        return fail(call, code, "sample device", "cannot tell which files there are");
+    return listing.has_content ? 0 : fail(call, ENOENT, "sample-device.txt", "is not in the image");
+}
+
 static int sample_probe(void *raw, const pid_t *pids, size_t count, struct ckptd_call *call) {
     struct sample *self = raw;
     for (size_t i = 0; i < count && self->count < 16; ++i)
         if (file_is_there(self, pids[i], ""))
             self->pids[self->count++] = pids[i];
-    if (note(self, "probe", call) != 0)
+    if (note(self, "probe", call) != 0 || (self->purpose == CKPTD_RESTORE && check_images(self, call) != 0))
         return -1;
     return self->count > 0;
 }
@@ -501,16 +532,29 @@ static int sample_resume(void *raw, const pid_t *pids, size_t count, struct ckpt
     return note(self, "resume", call);
 }
 
+/* The place where they begin, before `end`, where a line ends. */
+static char *put_digits(long number, char *end) {
+    for (*--end = '\n'; number > 0; number /= 10)
+        *--end = (char)('0' + number % 10);
+    return end;
+}
+
 /* A copy of one thread of a threaded process: nothing but system calls. */
 static int sample_in_task(void *raw, pid_t pid) {
     struct sample *self = raw;
-    (void)pid;
+    const long own = syscall(SYS_getpid);
+    if (self->fails_in_task)
+        return EIO;
+    if (own != pid)
+        return ESRCH;
     static const char name[] = "/in_task";
+    char line[24], *digits = put_digits(own, line + sizeof(line));
+    const long length = line + sizeof(line) - digits;
     char path[PATH_MAX + sizeof(name)];
     memcpy(path, self->folder, strlen(self->folder));
     memcpy(path + strlen(self->folder), name, sizeof(name));
     long fd = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND, 0600);
-    if (fd < 0 || syscall(SYS_write, fd, "x", 1) != 1)
+    if (fd < 0 || syscall(SYS_write, fd, digits, length) != length)
         return errno;
     return syscall(SYS_close, fd) == 0 ? 0 : errno;
 }
