@@ -21,7 +21,7 @@ constexpr unsigned kFirstRenderMinor = 128;
 constexpr unsigned kLastRenderMinor = 255;
 
 int open_device(const char* path) {
-    const int fd = open(path, O_RDWR | O_CLOEXEC);
+    const int fd = ::open(path, O_RDWR | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }
 
