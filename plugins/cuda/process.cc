@@ -35,6 +35,8 @@ const char* name_of(Operation operation) {
         case Operation::kMapRestore: return "map device memory for";
         case Operation::kCopy: return "begin to copy the device memory of";
         case Operation::kComplete: return "complete the copy of";
+        case Operation::kState: return "tell the state of";
+        case Operation::kUsage: return "tell the device memory of";
         default: return "ask for";
     }
 }
@@ -52,6 +54,15 @@ const char* name_of(ProcessState state) {
 }
 
 std::string object_of(pid_t pid) { return fmt::format("pid {} (CUDA)", pid); }
+
+// Names what takes too long.
+Result<Answer> answer_of(Backend& backend, const Request& request, Process::Deadline deadline, int fd = -1) {
+    auto answer = backend.ask(request, deadline, fd);
+    if (answer || answer.error().kind != ErrorKind::kTimeout)
+        return answer;
+    return fail(ErrorKind::kTimeout, object_of(request.pid),
+                fmt::format("the driver did not {} it in time", name_of(request.operation)));
+}
 
 std::string said(const Answer& answer) {
     if (answer.code < kSuccess)
@@ -86,14 +97,14 @@ Result<std::optional<Process>> Process::find(Backend& backend, pid_t pid, Deadli
 }
 
 Result<ProcessState> Process::state(Deadline deadline) const {
-    CKPT_ASSIGN(Answer answer, backend_->ask(request_for(Operation::kState, pid_), deadline));
+    CKPT_ASSIGN(Answer answer, answer_of(*backend_, request_for(Operation::kState, pid_), deadline));
     if (answer.code != kSuccess)
         return fail(ErrorKind::kSystem, object_of(pid_), fmt::format("its state cannot be had: {}", said(answer)));
     return static_cast<ProcessState>(answer.value);
 }
 
 Result<std::optional<std::vector<Region>>> Process::device_memory(Deadline deadline) const {
-    CKPT_ASSIGN(const Answer answer, backend_->ask(request_for(Operation::kUsage, pid_), deadline));
+    CKPT_ASSIGN(const Answer answer, answer_of(*backend_, request_for(Operation::kUsage, pid_), deadline));
     return answer.code == kSuccess ? std::optional(regions_of(answer)) : std::nullopt;
 }
 
@@ -122,11 +133,8 @@ Result<void> Process::make(Operation operation, ProcessState wanted, uint32_t ti
     for (const GpuPair& pair : pairs)
         if (request.pair_count < kMaxDevices)
             request.pairs[request.pair_count++] = pair;
-    auto answered = backend_->ask(request, deadline);
-    if (!answered && answered.error().kind == ErrorKind::kTimeout) {
-        has_late_call_ = true;
-        return fail(ErrorKind::kTimeout, object_of(pid_), fmt::format("the driver did not {} it in time", name_of(operation)));
-    }
+    auto answered = answer_of(*backend_, request, deadline);
+    has_late_call_ |= !answered && answered.error().kind == ErrorKind::kTimeout;
     CKPT_ASSIGN(const Answer answer, std::move(answered));
     CKPT_ASSIGN(const ProcessState now, state(answer_by(deadline)));
     // Of what is mapped for a checkpoint it may tell a part only; a restore compares with what there is to restore.
@@ -179,7 +187,7 @@ Result<std::vector<Region>> Process::map(const ckptd_host& host, Deadline deadli
 }
 
 Result<Answer> Process::ask(const Request& request, Deadline deadline, int fd) const {
-    CKPT_ASSIGN(Answer answer, backend_->ask(request, deadline, fd));
+    CKPT_ASSIGN(Answer answer, answer_of(*backend_, request, deadline, fd));
     if (answer.code == kSuccess || answer.code == kNotReady)
         return answer;
     Error error{ErrorKind::kSystem, object_of(pid_), fmt::format("cannot {} it: {}", name_of(request.operation), said(answer)),
