@@ -202,6 +202,7 @@ Result<void> Session::prepare(const std::vector<pid_t>& pids, const ckptd_call& 
     CKPT_TRY(check_newcomers(pids, processes_));
     for (Process& process : processes_) {
         CKPT_TRY(check_wanted(call, process, deadline));
+        tell_progress(call, process.pid(), 0);
         CKPT_TRY(in_time(process, take_off(process, of_one(deadline)), deadline));
         tell_progress(call, process.pid(), stored_.contains(process.pid()) ? 0 : facts_.usage.bytes_of(process.pid()));
     }

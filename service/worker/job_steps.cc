@@ -214,7 +214,8 @@ void JobSteps::moved(uint64_t done, uint64_t total) {
     const double share = total ? static_cast<double>(done) / static_cast<double>(total) : 0;
     const double share_of_job = start > 0.5 ? kLateShare : request_.type == JobType::kCheckpoint ? kMemoryShare : 0.5;
     message_.progress = std::max(message_.progress, start + share_of_job * std::min(share, 1.0));
-    if (done == total || monotonic_usec() - last_report_ >= kReportInterval) report();
+    const bool is_much = total != reported_total_ || done >= reported_ + total / 10;
+    if (done == total || is_much || monotonic_usec() - last_report_ >= kReportInterval) report();
 }
 
 void JobSteps::giving_back(Microseconds most) {
@@ -225,6 +226,8 @@ void JobSteps::giving_back(Microseconds most) {
 
 void JobSteps::report() {
     last_report_ = monotonic_usec();
+    reported_ = message_.bytes;
+    reported_total_ = message_.bytes_total;
     sender_.send(message_);
 }
 

@@ -3,6 +3,8 @@
 """Units that compute on a GPU go to disk and come back, and are never left locked. The driver is an emulation."""
 import json
 import pathlib
+import re
+import signal
 import subprocess
 import tempfile
 
@@ -617,6 +619,79 @@ def a_driver_that_cannot_be_asked(t):
     recover(unit, "init fail 803")
     unit.check_counts("asked again", since)
     unit.check_no_trace("asked again")
+
+
+@case
+def a_driver_that_does_not_say_how_it_went(t):
+    """Asked for the state after a call, or for the thread that it works in, it fails: the unit goes on, unlocked."""
+    unit = program(t)
+    have_driver(unit.host, BEFORE_STORAGE)
+    for call, told in (("state-running", "its state cannot be had"), ("thread", "does not tell whether it uses CUDA"),
+                       ("state-locked", "its state cannot be had"), ("state-checkpointed", "its state cannot be had")):
+        since, masks = unit.look(), unit.signal_masks()
+        have_faults(unit.host, f"{call} fail-once 999")
+        check_in(told, unit.refuse("checkpoint"), call)
+        unit.check_counts(call, since)
+        unit.check_no_trace(call)
+        check_equal(unit.signal_masks(), masks, f"{call}: signals that are blocked")
+    since = unit.look()
+    have_faults(unit.host, "state-locked fail 999")
+    check_in("its state cannot be had", unit.refuse("checkpoint"), "as long as it does not say")
+    recover(unit, "state-locked fail 999")
+    unit.check_counts("when it does say again", since)
+    unit.check_no_trace("when it does say again")
+    unit.crctl("checkpoint")
+    for call in ("thread", "state-checkpointed", "state-locked"):
+        have_faults(unit.host, f"{call} fail-once 999")
+        check_in("(999)", unit.refuse("restore"), f"{call} in a restore")
+        unit.host.sh(f"rm -f {MEMORY}/[0-9]*")
+        wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{call} in a restore: inactive")
+        unit.check_no_trace(f"{call} in a restore")
+    unit.crctl("restore")
+    unit.check_counts("restored in the end", since)
+
+
+def cancel(unit, call, faults, then=()):
+    """By Job.Cancel, while the driver is in a call; which goes on as `then` says. Answers the job as it was, and its error."""
+    have_faults(unit.host, *faults)
+    unit.host.sh(f"systemd-run -q -u verb -- crctl checkpoint {unit.unit}")
+    wait_for(lambda: unit.host.exists(f"{MEMORY}/.in-{call}"), f"the driver is in {call}")
+    job = max(int(name) for name in unit.host.sh("ls /run/checkpointd/jobs").out.split())
+    path = ("org.checkpointd1", f"/org/checkpointd1/job/{job}", "org.checkpointd1.Job")
+    shown = unit.host.run("busctl", "get-property", *path, "Phase", "Bytes", "BytesTotal").out.split()
+    unit.host.run("busctl", "call", *path, "Cancel")
+    worker = unit.host.main_pid(f"checkpointd-job-{job}.service")
+    pending = lambda: re.search(r"ShdPnd:\t(\w+)", unit.host.read(f"/proc/{worker}/status")).group(1)
+    wait_for(lambda: int(pending(), 16) >> signal.SIGTERM - 1 & 1, "the worker is told")  # and looks without taking it
+    have_faults(unit.host, *then)
+    wait_for(lambda: unit.host.unit("verb.service")["ActiveState"] == "failed", "it has ended")
+    have_faults(unit.host)
+    unit.host.sh("systemctl reset-failed verb.service")
+    check_equal(unit.host.run("busctl", "get-property", *path, "State").out, 's "cancelled"\n', f"{call}: the job")
+    return shown[1], int(shown[3]), int(shown[5]), unit.host.run("busctl", "get-property", *path, "ErrorMessage").out
+
+
+@case
+def cancelled_while_the_driver_works(t):
+    """What it is in comes to its end; then nothing more is begun, nor copied, and all go on."""
+    unit = program(t)
+    have_driver(unit.host, BEFORE_STORAGE)
+    since = unit.look()
+    first, second = sorted(one[3] for one in since)
+    for pid, other in ((first, second), (second, first)):
+        phase, done, total, told = cancel(unit, "checkpoint", [f"checkpoint hang 1 {pid}"])
+        check_equal(phase, '"checkpoint.devices"', "where it was")
+        check(total >= 16 << 20 and done == (0 if pid == first else total // 2), f"pid {pid}: what is through", (done, total))
+        if pid == first:
+            check_in(f"pid {other} (CUDA): nothing more was done with it", told, "what was not begun")
+        unit.check_counts(f"cancelled in the call for {pid}", since)
+        unit.check_no_trace(f"cancelled in the call for {pid}")
+    have_driver(unit.host, STORAGE)
+    told = cancel(unit, "copy", ["copy hang"], ["copy delay 700"])[3]
+    check_in("copying its device memory was cancelled", told, "what it says")
+    unit.check_counts("cancelled in a copy", since)
+    unit.check_no_trace("cancelled in a copy")
+    have_driver(unit.host, BEFORE_STORAGE)
 
 
 @case
