@@ -48,8 +48,9 @@
  * /proc/PID/status of the checkpointed one). All tasks do this at the same time. Descriptors that the plugin opens here
  * have numbers that the program does not use; they stay open until the mappings are made, and are closed then.
  *
- * The worker may die at any instant. What must be undone then is told to journal() before it is done; undo() is
- * called in another process, with the tasks running (of a checkpoint) or dead (of a restore).
+ * The worker may die at any instant. What must be undone then is told to journal() before it is done. undo() is called for
+ * all that stands there when the job has ended: in another process where the worker died, else in the worker, after close();
+ * with the tasks running (of a checkpoint) or dead (of a restore).
  */
 #ifndef CHECKPOINTD_PLUGIN_H
 #define CHECKPOINTD_PLUGIN_H
@@ -66,7 +67,7 @@ extern "C" {
 
 enum ckptd_purpose { CKPTD_CHECKPOINT = 1, CKPTD_RESTORE = 2 };
 
-/* What kind of trouble it is, as in the answers of org.checkpointd1(5). */
+/* What kind of trouble it is: whoever asked for the job is told by the name of the error, org.checkpointd1.Error.KIND. */
 enum ckptd_trouble {
     CKPTD_SYSTEM = 0,      /* a call failed; errno_code says how */
     CKPTD_UNSUPPORTED = 1, /* something that cannot be carried */

@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Units of which a plugin carries open files, a connection and memory go to disk and come back: plugins/sample, whose
 device is a folder, with a program of two processes."""
+import base64
 import json
+import pathlib
+import tempfile
 
 import harness
 from harness import case, check, check_equal, check_in, wait_for
@@ -303,6 +306,76 @@ def in_a_pid_namespace(t):
         check_in("namespace", unit.crctl("restore").out, "where it is")
         unit.check_goes_on("in a namespace", before)
         unit.host.run("systemctl", "stop", UNIT)
+
+
+MINIMAL = """#include <checkpointd/plugin.h>
+#include <string.h>
+#include <unistd.h>
+static struct job {
+    const struct ckptd_host *host;
+    enum ckptd_purpose purpose;
+} job;
+static int minimal_open(const struct ckptd_host *host, enum ckptd_purpose purpose, struct ckptd_call *call, void **self) {
+    (void)call;
+    job = (struct job){host, purpose};
+    *self = &job;
+    return 0;
+}
+static void minimal_close(void *self) { (void)self; }
+static int minimal_probe(void *self, const pid_t *pids, size_t count, struct ckptd_call *call) {
+    (void)self, (void)pids, (void)call;
+    return count > 0;
+}
+static int minimal_complete(void *self, struct ckptd_call *call) {
+    char text[8] = "";
+    const int fd = job.host->open_image(job.host->context, "minimal.txt");
+    const ssize_t moved = job.purpose == CKPTD_CHECKPOINT ? write(fd, strcpy(text, "minimal"), 7) : read(fd, text, 7);
+    (void)self;
+    close(fd);
+    if (moved == 7 && strcmp(text, "minimal") == 0)
+        return 0;
+    call->fail(call, CKPTD_SYSTEM, 0, "minimal.txt", "is not what was written", NULL);
+    return -1;
+}
+static const char *const settings[] = {NULL};
+static const struct ckptd_plugin minimal = {
+    .size = sizeof(minimal), .abi = CKPTD_PLUGIN_ABI, .name = "minimal", .description = "A file", .settings = settings,
+    .open = minimal_open, .close = minimal_close, .probe = minimal_probe, .complete = minimal_complete};
+const struct ckptd_plugin *ckptd_plugin_entry(void) { return &minimal; }
+"""
+
+
+def build_minimal(folder):
+    """By the installed header and what pkg-config says, as far away from the source as can be. Where it goes, and its bytes."""
+    installed = harness.TOP / "build/testhost-layer"
+    described = next(installed.rglob("checkpointd-plugin.pc"))
+    ask = lambda what: harness.run_here("env", f"PKG_CONFIG_PATH={described.parent}", "pkg-config", what,
+                                        f"--define-variable=prefix={installed}/usr", "checkpointd-plugin").out.split()
+    strict = [*ask("--cflags"), "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    source, plugin = folder / "minimal.c", folder / "minimal.so"
+    source.write_text(MINIMAL, "utf-8")
+    (folder / "minimal.cc").write_text("#include <checkpointd/plugin.h>\n", "utf-8")
+    harness.run_here("c++", "-std=c++17", *strict, "-fsyntax-only", str(folder / "minimal.cc"))
+    harness.run_here("cc", "-std=c11", *strict, "-shared", "-fPIC", "-o", str(plugin), str(source))
+    return f"{ask('--variable=plugindir')[0]}/minimal.so", plugin.read_bytes()
+
+
+@case
+def one_that_is_built_by_what_is_installed(t):
+    host, unit = t.host(), "counter.service"
+    with tempfile.TemporaryDirectory() as folder:
+        place, plugin = build_minimal(pathlib.Path(folder))
+    host.run("sh", "-c", f"base64 -d >{place}", input=base64.b64encode(plugin).decode())
+    host.run("systemctl", "start", unit)
+    pid = host.main_pid(unit)
+    host.run("crctl", "checkpoint", unit)
+    check_equal(host.sh(f"cat /var/lib/checkpointd/{unit}/*/minimal.txt").out, "minimal", "what it wrote")
+    host.sh(f"mv {place} {place}.aside")
+    check_in("plugin 'minimal'", host.run("crctl", "restore", unit, check=False).err, "a restore without it")
+    host.sh(f"mv {place}.aside {place}")
+    host.run("crctl", "restore", unit)
+    check_equal(host.main_pid(unit), pid, "its PID")
+    host.sh(f"rm {place}; systemctl stop {unit}")
 
 
 harness.main()
