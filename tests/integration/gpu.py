@@ -825,6 +825,25 @@ def the_time_of_the_phase_is_that_of_all_processes(t):
     host.sh(f"systemctl stop {unit.unit}; rm -f " + " ".join(f"{MEMORY}/{one[3]}-*" for one in since))
 
 
+@case
+def a_restore_in_which_the_driver_hangs(t):
+    """It fails at the end of the phase, by the plugin's word, and leaves nothing."""
+    unit = program(t)
+    have_driver(unit.host, BEFORE_STORAGE)
+    since = unit.look()
+    unit.crctl("checkpoint")
+    policy(unit.host, timeouts="{devices: 3s}")
+    have_faults(unit.host, "restore hang")
+    check_in("(CUDA): the driver did not restore it in time", unit.refuse("restore"), "what is told")
+    have_faults(unit.host)
+    wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", "inactive")
+    unit.check_no_trace("the driver hung")
+    unit.host.sh(f"rm -f {MEMORY}/[0-9]*")
+    policy(unit.host, enabled="yes")
+    unit.crctl("restore")
+    unit.check_counts("restored in the end", since)
+
+
 # Asks the helper what the plugin does, and leaves in the middle: plugins/cuda/message.h.
 LEAVES = """import os, socket, struct, subprocess, sys
 LOCK, MAP, COPY, WAIT = 5, 9, 11, 12
