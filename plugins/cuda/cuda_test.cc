@@ -253,7 +253,7 @@ TEST(CudaStorage, WhatDoesNotFitTheFileIsKeptInMemory) {
 
 // Its checkpoint takes until there is FOLDER/go, and makes FOLDER/done.
 std::string slow_command(const std::string& folder) {
-    const std::string path = folder + "/cuda-checkpoint";
+    std::string path = folder + "/cuda-checkpoint";
     std::ofstream(path) << "#!/bin/sh\ncd " << folder << "\ncase $2 in checkpoint) while [ ! -e go ]; do sleep 0.01; done; "
                            ">done;; esac\ncase $1 in --get-state) [ -e done ] && echo checkpointed || echo locked;; esac\n";
     std::filesystem::permissions(path, std::filesystem::perms::owner_all);
