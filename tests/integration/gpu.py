@@ -1012,6 +1012,7 @@ def by_the_command_that_tells_of_no_memory(t):
     """libnvidia-ml.so.1 does; without it, it is said that nobody has looked."""
     unit = program(t)
     command = {"backend": "command", "command": f"{HOME}/cuda-checkpoint"}
+    have_driver(unit.host, BEFORE_STORAGE)
     policy(unit.host, **command)
     unit.host.sh("mount -t tmpfs tmpfs /proc/driver; mkdir -p /proc/driver/nvidia/capabilities/gpu0/mig/gi1")
     check_in("whether there is memory enough was not looked at", unit.refuse("checkpoint"), "without libnvidia-ml.so.1")
