@@ -803,7 +803,7 @@ def the_time_of_the_phase_is_that_of_all_processes(t):
     for wanted, told in (("leave", "it is left as it is"), ("kill", "it is ended")):
         since = unit.look()
         late = max(one[3] for one in since)
-        policy(host, timeouts="{devices: 5s}", on_timeout=wanted)
+        policy(host, timeouts="{devices: 8s}", on_timeout=wanted)
         have_faults(host, "checkpoint delay 300", f"checkpoint hang 1 {late}")
         said = unit.refuse("checkpoint")
         for part in (f"pid {late} (CUDA): the driver did not checkpoint it in time; {told}", "raise timeouts.devices"):
@@ -832,7 +832,7 @@ def a_restore_in_which_the_driver_hangs(t):
     have_driver(unit.host, BEFORE_STORAGE)
     since = unit.look()
     unit.crctl("checkpoint")
-    policy(unit.host, timeouts="{devices: 3s}")
+    policy(unit.host, timeouts="{devices: 6s}")
     have_faults(unit.host, "restore hang")
     check_in("(CUDA): the driver did not restore it in time", unit.refuse("restore"), "what is told")
     have_faults(unit.host)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A model learns on a GPU, always the same way: each step's line in the file tells its loss and the sum of all weights, in all
-their bits. It stays when it is done. usage: training.py FILE STEPS torch|emulated [DEVICE]. Emulated: the weights and what the
-optimizer remembers of them are in device memory, of the emulated driver, and Python computes."""
+"""A model learns on a GPU, always the same way, until it is ended: each step's line in the file tells its loss and the sum of
+all weights, in all their bits. usage: training.py FILE torch|emulated [DEVICE]. Emulated: the weights and what the optimizer
+remembers of them are in device memory, of the emulated driver, and Python computes."""
 import ctypes
+import itertools
 import sys
 import time
 
@@ -59,15 +60,13 @@ class EmulatedModel:
 
 
 def main():
-    path, steps, kind, *device = sys.argv[1:]
+    path, kind, *device = sys.argv[1:]
     model = TorchModel(*device) if kind == "torch" else EmulatedModel()
-    for step in range(int(steps)):
+    for step in itertools.count():
         loss, weights = model.step()
         with open(path, "a") as out:
             out.write(f"{step} {loss.hex()} {weights.hex()}\n")
         time.sleep(0.02)
-    while True:
-        time.sleep(1000)
 
 
 main()
