@@ -93,6 +93,8 @@ Result<void> check_others(Backend* backend, const std::vector<pid_t>& pids, Back
     auto devices = ask_devices(*backend, deadline);
     if (devices)
         return outcome(std::move(blockers));
+    if (devices.error().kind != ErrorKind::kUnsupported)
+        return tl::unexpected(std::move(devices).error());
     return name_too_old(std::move(devices).error(), pids);
 }
 

@@ -130,9 +130,11 @@ Answer CommandBackend::ask_teller(const Request& request, Deadline deadline) con
     if (!running)
         return none;
     const bool ended = wait_readable(running->pidfd.get(), soon(deadline));
-    if (!ended)
+    if (!ended) {
         (void)kill(running->pid, SIGKILL);
-    if (!ended || waitpid(running->pid, nullptr, __WALL) != running->pid)
+        (void)wait_readable(running->pidfd.get(), std::chrono::steady_clock::now() + std::chrono::seconds(1));
+    }
+    if (waitpid(running->pid, nullptr, ended ? __WALL : __WALL | WNOHANG) != running->pid || !ended)
         return none;
     const bool is_whole = pread(running->output.get(), &answer, sizeof(answer), 0) == sizeof(answer);
     return is_whole && answer.version == kMessageVersion && answer.code == kSuccess ? answer : none;

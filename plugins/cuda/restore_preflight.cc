@@ -111,8 +111,6 @@ Result<RestoreFacts> check_restore(Backend& backend, const Settings& settings, c
     for (Error& instance : find_instances())
         check.note(std::move(instance));
     auto here = ask_devices(backend, deadline);
-    if (!here && here.error().kind != ErrorKind::kUnsupported)
-        return tl::unexpected(std::move(here).error());
     if (!here)
         check.note(std::move(here).error());
     else if (wanted)

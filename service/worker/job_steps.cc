@@ -215,7 +215,7 @@ void JobSteps::moved(uint64_t done, uint64_t total) {
     const double share_of_job = start > 0.5 ? kLateShare : request_.type == JobType::kCheckpoint ? kMemoryShare : 0.5;
     message_.progress = std::max(message_.progress, start + share_of_job * std::min(share, 1.0));
     const bool is_much = total != reported_total_ || done >= reported_ + total / 10;
-    if (done == total || is_much || monotonic_usec() - last_report_ >= kReportInterval) report();
+    if (done == total || monotonic_usec() - last_report_ >= (is_much ? kReportInterval / 10 : kReportInterval)) report();
 }
 
 void JobSteps::giving_back(Microseconds most) {

@@ -14,7 +14,7 @@ inline PluginOptions plugin_options(const JobRequest& request, Journal& journal,
     options.policy = request.policy.plugins;
     options.image_dir_fd = image_dir_fd;
     options.journal = &journal;
-    options.open_by = steps.deadline();
+    options.open_by = steps.deadline_of(Phase::kDevices);
     options.cancel_fd = steps.cancel_fd();
     options.progress = [&steps](uint64_t done, uint64_t total) { steps.moved(done, total); };
     return options;

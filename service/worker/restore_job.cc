@@ -179,8 +179,8 @@ Result<void> RestoreJob::begin_pages_check() {
 }
 
 Result<void> RestoreJob::verify_pages() {
-    if (!pages_check_.joinable()) return {};
     CKPT_TRY(steps_.enter("restore.verify-pages"));
+    if (!pages_check_.joinable()) return {};
     pages_check_.join();
     CKPT_TRY(pages_);
     return contents_->finish(*image_, verify_threads(0));

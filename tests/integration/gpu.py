@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Units that compute on a GPU go to disk and come back, and are never left locked. The driver is an emulation."""
+import contextlib
 import json
 import pathlib
 import re
@@ -141,17 +142,17 @@ def every_step_of_devices_is_gone_through(t):
 def a_step_of_devices_that_hangs(t):
     """The time of the phase ends the worker, and whoever undoes gives back what it had."""
     unit = program(t)
-    policy(unit.host, timeouts="{devices: 1s}")
+    policy(unit.host, timeouts="{devices: 2s}")
     for step, *way in ((DOWN_STEPS[2],), (DOWN_STEPS[3], "--mode", "snapshot"), (DOWN_STEPS[0],), (DOWN_STEPS[1],))[:4 if SOAK else 1]:
         since = unit.look()
-        unit.refuse("checkpoint", *way, "--x-fault", f"step={step},action=hang")
+        check_in(step, unit.refuse("checkpoint", *way, "--x-fault", f"step={step},action=hang"), "where it hung")
         unit.check_counts(f"{step} hangs", since)
         unit.check_no_trace(f"{step} hangs")
     policy(unit.host, enabled="yes")
     unit.crctl("checkpoint")
-    policy(unit.host, timeouts="{devices: 1s}")
+    policy(unit.host, timeouts="{devices: 2s}")
     for step in UP_STEPS[::-1] if SOAK else UP_STEPS[2:]:
-        unit.refuse("restore", "--x-fault", f"step={step},action=hang")
+        check_in(step, unit.refuse("restore", "--x-fault", f"step={step},action=hang"), "where it hung")
         wait_for(lambda: unit.host.unit(unit.unit)["ActiveState"] == "inactive", f"{step} hangs: inactive")
         unit.check_no_trace(f"{step} hangs")
         unit.host.sh(f"rm -f {MEMORY}/[0-9]*")
@@ -800,7 +801,7 @@ def the_time_of_the_phase_is_that_of_all_processes(t):
                f"[Service]\n{EMULATED}ExecStart={HOME}/cuda-counter {STATUS}-%i {Several.processes} 2\n")
     host.run("systemctl", "daemon-reload")
     unit = Several(host, "s").start()
-    for wanted, told in (("leave", "it is left as it is"), ("kill", "it is ended")):
+    for wanted, told in (("leave", "it is left as it is"), ("kill", "it is ended"))[0 if SOAK else 1:]:
         since = unit.look()
         late = max(one[3] for one in since)
         policy(host, timeouts="{devices: 8s}", on_timeout=wanted)
@@ -942,9 +943,15 @@ def with_the_system(t):
     host.run("systemctl", "stop", units[1].unit)
 
 
+@contextlib.contextmanager
 def script(results, *options):
-    return subprocess.Popen([harness.TOP / "tests/gpu/run", "--emulated", "--mib", "8", "--no-build", "--output", results, *options],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen([harness.TOP / "tests/gpu/run", "--emulated", "--mib", "8", "--no-build", "--output", results, *options],
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield run
+    finally:
+        run.terminate()
+        run.wait(timeout=120)
 
 
 def text_of(path):
@@ -957,10 +964,10 @@ def the_script_for_real_devices(t):
     del t
     with tempfile.TemporaryDirectory() as folder:
         results = pathlib.Path(folder, "results.md")
-        run = script(results, "--fault", "command=checkpoint fail 2", "--images", f"{folder}/images")
-        wait_for(lambda: run.poll() is not None or "### timeout: under way" in text_of(results), "the second proof", 120)
-        check_in("### counter: proven", text_of(results), "results so far")
-        out, _ = run.communicate(timeout=240)
+        with script(results, "--fault", "command=checkpoint fail 2", "--images", f"{folder}/images") as run:
+            wait_for(lambda: run.poll() is not None or "### timeout: under way" in text_of(results), "the second proof", 120)
+            check_in("### counter: proven", text_of(results), "results so far")
+            out, _ = run.communicate(timeout=400)
         check_equal(run.returncode, 1, f"exit code ({out})")
         for part in ("GPU: Emulated GPU 0", "driver: CUDA 13.0", f"images lie in {folder}/images", "### counter: proven",
                      "checkpoint: checkpoint.devices |", "### timeout: proven", "left the program running and unlocked", "### training: proven",
@@ -974,10 +981,10 @@ def the_script_is_ended(t):
     del t
     with tempfile.TemporaryDirectory() as folder:
         results = pathlib.Path(folder, "results.md")
-        run = script(results, "--only", "counter")
-        wait_for(lambda: run.poll() is not None or "### counter: under way" in text_of(results), "the first proof", 120)
-        run.terminate()
-        out, _ = run.communicate(timeout=120)
+        with script(results, "--only", "counter") as run:
+            wait_for(lambda: run.poll() is not None or "### counter: under way" in text_of(results), "the first proof", 120)
+            run.terminate()
+            out, _ = run.communicate(timeout=120)
         for part in ("### test host: proven", "### counter: BROKEN OFF"):
             check_in(part, text_of(results), f"results ({out})")
         check(harness.Host("gpu-run-a").name not in harness.run_here(harness.DEV, "testhost", "list").out, "its test host is gone")

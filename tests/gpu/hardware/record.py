@@ -25,6 +25,15 @@ def time_limit(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
+def answer_of(question):
+    """A machine on which a proof has failed may not answer either."""
+    try:
+        with time_limit(60):
+            return question()
+    except Exception as error:
+        return f"and that is all that is known: {error}"
+
+
 class Proof:
     """One of them: how it ended, what was seen, and how long each phase took."""
 
@@ -82,7 +91,7 @@ class Record:
         except Exception as error:  # whatever it is, the next ones are tried
             proof.outcome = "FAILED"
             proof.failure = str(error) if isinstance(error, Failed) else traceback.format_exc()
-            proof.failure += f"\n{evidence()}"
+            proof.failure += f"\n{answer_of(evidence)}"
         except BaseException:
             proof.outcome = "BROKEN OFF"
             raise
