@@ -153,6 +153,7 @@ void JobSteps::begin_step(std::string_view step) {
         phase_deadline_ = add_span(now, request_.policy.timeout(phase_));
     }
     message_.step = step;
+    has_moved_ = false;
     message_.progress = std::max(message_.progress, place.progress);
     const uint64_t deadline = std::min(phase_deadline_, total_deadline_);
     message_.deadline_usec = deadline == UINT64_MAX ? 0 : deadline;
@@ -214,8 +215,9 @@ void JobSteps::moved(uint64_t done, uint64_t total) {
     const double share = total ? static_cast<double>(done) / static_cast<double>(total) : 0;
     const double share_of_job = start > 0.5 ? kLateShare : request_.type == JobType::kCheckpoint ? kMemoryShare : 0.5;
     message_.progress = std::max(message_.progress, start + share_of_job * std::min(share, 1.0));
-    const bool is_much = total != reported_total_ || done >= reported_ + total / 10;
-    if (done == total || monotonic_usec() - last_report_ >= (is_much ? kReportInterval / 10 : kReportInterval)) report();
+    const bool is_much = !has_moved_ || done >= reported_ + total / 10;
+    has_moved_ = true;
+    if (done == total || is_much || monotonic_usec() - last_report_ >= kReportInterval) report();
 }
 
 void JobSteps::giving_back(Microseconds most) {
@@ -227,7 +229,6 @@ void JobSteps::giving_back(Microseconds most) {
 void JobSteps::report() {
     last_report_ = monotonic_usec();
     reported_ = message_.bytes;
-    reported_total_ = message_.bytes_total;
     sender_.send(message_);
 }
 

@@ -71,7 +71,8 @@ class JobSteps : public Steps {
     ProgressMessage message_;
     uint64_t step_started_ = 0;
     uint64_t last_report_ = 0;
-    uint64_t reported_ = 0, reported_total_ = 0;  // bytes
+    uint64_t reported_ = 0;   // bytes
+    bool has_moved_ = false;  // in this step
     std::vector<StepTime> times_;
 };
 
