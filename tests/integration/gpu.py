@@ -268,13 +268,18 @@ class Refused(Program):
     template = "refused"
 
 
-@case
-def what_the_driver_refuses_to_checkpoint(t):
-    """Told once: which process, what it is likely to use and what to do; and both go on, the one that was off its device too."""
+def host_of_refused(t):
     host = program(t).host
     host.write("/etc/systemd/system/refused@.service",
                f"[Service]\n{EMULATED}ExecStart={HOME}/cuda-counter {STATUS}-%i 2 8 %i\n")
     host.run("systemctl", "daemon-reload")
+    return host
+
+
+@case
+def what_the_driver_refuses_to_checkpoint(t):
+    """Told once: which process, what it is likely to use and what to do; and both go on, the one that was off its device too."""
+    host = host_of_refused(t)
     for use, version, fault, call in (("managed", BEFORE_STORAGE, "", "checkpoint"), ("ipc", STORAGE, "", "checkpoint"),
                                       ("ipc", STORAGE, "lock fail 801", "lock")):
         have_driver(host, version)
@@ -298,10 +303,7 @@ def what_the_driver_refuses_to_checkpoint(t):
 @case
 def events_for_others_are_named_before_anything_is_locked(t):
     """By the file that the driver has for them; unless the policy, or the way that the program was started, leaves it to the driver."""
-    host = program(t).host
-    host.write("/etc/systemd/system/refused@.service",
-               f"[Service]\n{EMULATED}ExecStart={HOME}/cuda-counter {STATUS}-%i 2 8 %i\n")
-    host.run("systemctl", "daemon-reload")
+    host = host_of_refused(t)
     unit = Refused(host, "event").start()
     since = unit.look()
     have_faults(host, "lock fail 999")
