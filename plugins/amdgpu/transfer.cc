@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "plugins/amdgpu/transfer.h"
 
-#include <poll.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <algorithm>
 #include <cerrno>
+
+#include "plugins/host/cancelled.h"
 
 namespace checkpointd::amdgpu {
 namespace {
@@ -57,11 +58,6 @@ class Staging {
     std::byte* mapped_ = nullptr;  // begins anywhere, with room for data() at a huge page
     uint64_t size_ = 0;
 };
-
-bool is_readable(int fd) {
-    pollfd entry{fd, POLLIN, 0};
-    return fd >= 0 && poll(&entry, 1, 0) > 0;
-}
 
 }  // namespace
 
@@ -306,7 +302,7 @@ void TransferPipeline::count(uint64_t bytes) {
 Result<void> TransferPipeline::check() const {
     if (stop_)
         return fail(ErrorKind::kCancelled, "GPU memory", "something else failed");
-    if (is_readable(options_.cancel_fd))
+    if (is_cancelled(options_.cancel_fd))
         return fail(ErrorKind::kCancelled, "GPU memory", "cancelled while it was copied");
     if (Clock::now() >= options_.deadline)
         return fail(ErrorKind::kTimeout, "GPU memory", "is not copied in time",

@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <limits>
-#include <poll.h>
 #include <thread>
 
+#include "plugins/host/cancelled.h"
 #include "plugins/host/deadline.h"
 
 namespace checkpointd::cuda {
@@ -217,7 +217,7 @@ Result<void> Process::copied(Deadline deadline, const Watch& watch) {
             return {};
         if (Clock::now() >= deadline)
             return fail(ErrorKind::kTimeout, object_of(pid_), "its device memory is not copied in time");
-        if (pollfd cancel{watch.cancel_fd, POLLIN, 0}; watch.cancel_fd >= 0 && poll(&cancel, 1, 0) > 0)
+        if (is_cancelled(watch.cancel_fd))
             return fail(ErrorKind::kCancelled, object_of(pid_), "copying its device memory was cancelled");
     }
 }

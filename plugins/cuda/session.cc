@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <csignal>
 #include <fcntl.h>
-#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 #include "plugins/cuda/kept_file.h"
 #include "plugins/cuda/preflight.h"
 #include "plugins/cuda/undo_record.h"
+#include "plugins/host/cancelled.h"
 
 namespace checkpointd::cuda {
 namespace {
@@ -26,15 +26,10 @@ constexpr const char* kMoreTime = "raise timeouts.devices, or timeouts.total, in
 
 constexpr const char* kControlDevice = "/dev/nvidiactl";
 
-bool is_readable(int fd) {
-    pollfd entry{fd, POLLIN, 0};
-    return fd >= 0 && poll(&entry, 1, 0) > 0;
-}
-
 // Before a call that the driver must come to the end of: whether it is still wanted, and has time.
 Result<void> check_wanted(const ckptd_call& call, const Process& process, Session::Deadline deadline) {
     const std::string object = fmt::format("pid {} (CUDA)", process.pid());
-    if (is_readable(call.cancel_fd))
+    if (is_cancelled(call.cancel_fd))
         return fail(ErrorKind::kCancelled, object, "nothing more was done with it: nobody wants that any more");
     if (Clock::now() >= deadline)
         return fail(ErrorKind::kTimeout, object, "its turn did not come in time", kMoreTime);
@@ -50,7 +45,7 @@ void read_ahead(int fd, int cancel_fd) {
     const auto size = static_cast<uint64_t>(about.st_size);
     const uint64_t most = std::min(size, available_memory().value_or(0) / 2);
     for (uint64_t at = 0; at < most; at += kPiece) {
-        if (is_readable(cancel_fd) || readahead(fd, static_cast<off64_t>(at), kPiece) != 0)
+        if (is_cancelled(cancel_fd) || readahead(fd, static_cast<off64_t>(at), kPiece) != 0)
             return;
     }
 }
